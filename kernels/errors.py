@@ -1,0 +1,36 @@
+"""Every exception that mixkv raises on purpose. Ground floor: imports nothing.
+
+Each message says what was wrong, where, and what to do. `assert` is for our own bugs only.
+"""
+
+
+class MixkvError(Exception):
+    """Base of all errors of this package; the command line prints it in one line and exits with 1."""
+
+
+class ConfigError(MixkvError, ValueError):
+    """A setting, flag or keyword has a value that cannot be used; the message names the bad value."""
+
+
+class GGUFError(MixkvError, ValueError):
+    """A model file is damaged, unsupported or contradicts itself."""
+
+
+class TokenizerError(MixkvError, ValueError):
+    """The vocabulary of a model file cannot be used, or text cannot be encoded with it."""
+
+
+class InputError(MixkvError, ValueError):
+    """A prompt or token id that cannot be run: empty, out of range, of the wrong type."""
+
+
+class ContextFullError(MixkvError):
+    """The sequence does not fit into the context; nothing was written to the cache."""
+
+
+class SessionError(MixkvError, ValueError):
+    """A session file is damaged or belongs to another model or cache; nothing was restored."""
+
+
+class OutOfMemoryError(MixkvError, MemoryError):
+    """The plan (weights + cache + scratch) exceeds what this machine or its cgroup has."""

@@ -1,0 +1,1 @@
+"""mixkv: LLM inference for long contexts on ordinary CPUs."""
