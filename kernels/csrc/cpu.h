@@ -1,0 +1,40 @@
+// Which instruction sets this machine can run, and which one is in use. Kernels ask current_isa() only through their
+// function tables (ops.h); everything here may be called from any thread.
+#pragma once
+
+#include <string>
+#include <vector>
+
+// One entry per tier that CMakeLists.txt builds, in rising order. X(name).
+#if defined(__x86_64__) || defined(_M_X64)
+#define MIXKV_FOR_EACH_ISA(X) X(base) X(avx2) X(avx512) X(amx)
+#else
+#define MIXKV_FOR_EACH_ISA(X) X(base)
+#endif
+
+namespace mixkv {
+
+enum class Isa : int {
+#define MIXKV_ENUM(name) name,
+    MIXKV_FOR_EACH_ISA(MIXKV_ENUM)
+#undef MIXKV_ENUM
+        count
+};
+constexpr int n_isas = int(Isa::count);
+
+const char* isa_name(Isa isa);
+bool isa_supported(Isa isa);           // by the CPU and by the operating system (XCR0, AMX permission)
+std::vector<std::string> supported_isas();
+Isa current_isa();                     // the best one, or what MIXKV_ISA or set_isa says
+void set_isa(const std::string& name); // throws ConfigError for unknown or unsupported names
+void init_isa();                       // at import: reads MIXKV_ISA
+
+struct CpuFeature {
+    const char* name;
+    bool cpu;   // the CPU has it
+    bool usable; // and the operating system lets us use it
+};
+std::vector<CpuFeature> cpu_features();
+std::string cpu_brand();
+
+}  // namespace mixkv
