@@ -49,9 +49,7 @@ def attend(
     if state is None:
         state = empty_state(n, n_heads, v.shape[2])
     if state.acc.shape != (n, n_heads, v.shape[2]):
-        raise InputError(
-            f"the state {state.acc.shape} does not fit queries {query.shape} and head_dim_v {v.shape[2]}"
-        )
+        raise InputError(f"the state {state.acc.shape} does not fit queries {query.shape} and head_dim_v {v.shape[2]}")
     if len(k) == 0 or n == 0:
         return state
     m, s, acc = ops.attend_segment(
@@ -90,8 +88,6 @@ def flash_attn_with_state(
         raise InputError("no keys: give k and v, or k_quant and v_quant")
     for keys, values, bias in ((k_quant, v_quant, mask_quant), (k, v, mask)):
         if keys is not None and values is not None:
-            state = attend(
-                q, (keys, values), state, bias, scale=scale, max_bias=max_bias, logit_softcap=logit_softcap
-            )
+            state = attend(q, (keys, values), state, bias, scale=scale, max_bias=max_bias, logit_softcap=logit_softcap)
     assert state is not None
     return state

@@ -22,9 +22,7 @@ def _choose() -> ModuleType:
             return importlib.import_module("mixkv.kernels.native")
         except ImportError as reason:
             if wanted == "native":
-                raise ConfigError(
-                    f"MIXKV_KERNELS=native, but the extension is not built here: {reason}"
-                ) from reason
+                raise ConfigError(f"MIXKV_KERNELS=native, but the extension is not built here: {reason}") from reason
     return importlib.import_module("mixkv.kernels.reference")
 
 

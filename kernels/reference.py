@@ -110,9 +110,7 @@ def rope(x: F32, pos: int, inv_freq: F32, interleaved: bool, scale: float) -> F3
     angle = np.arange(pos, pos + len(x), dtype=np.float64)[:, None, None] * inv_freq.astype(np.float64)
     cos, sin = (np.cos(angle) * scale).astype(np.float32), (np.sin(angle) * scale).astype(np.float32)
     first, second = (
-        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
-        if interleaved
-        else (slice(0, half), slice(half, 2 * half))
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(0, half), slice(half, 2 * half))
     )
     a, b, out = x[..., first], x[..., second], x.copy()
     out[..., first] = a * cos - b * sin

@@ -149,21 +149,15 @@ class KVStore:
             elif hidden.any():
                 mask = np.where(hidden, -np.inf, 0).astype(np.float32)
             k, v = (self._rows(side, start, end, cold) for side in (key, value))
-            state = AttentionState(
-                *attend_segment(q, k, v, mask, state.m, state.s, state.acc, scale, slopes, softcap)
-            )
+            state = AttentionState(*attend_segment(q, k, v, mask, state.m, state.s, state.acc, scale, slopes, softcap))
         out = finalize(state)
         return hadamard(out) if value.rotate else out
 
-    def _rows(
-        self, side: _Side, start: int, stop: int, cold: bool | None
-    ) -> QuantizedRows | NDArray[np.floating]:
+    def _rows(self, side: _Side, start: int, stop: int, cold: bool | None) -> QuantizedRows | NDArray[np.floating]:
         if cold is None:
             return side.sink_rows[start:stop]
         if cold:
-            return QuantizedRows(
-                side.cold_rows[start - self._sinks : stop - self._sinks], side.cold, side.head_dim
-            )
+            return QuantizedRows(side.cold_rows[start - self._sinks : stop - self._sinks], side.cold, side.head_dim)
         return side.ring[self._ring_index(start, stop)]
 
     def step(
@@ -173,9 +167,7 @@ class KVStore:
         """write, quantize [cold_from, cold_to), attend: a layer's whole dealing with its cache in one call."""
         self.write(layer, k, v, pos)
         self.quantize(layer, cold_from, cold_to)
-        return self.attend(
-            layer, q, pos, hot_from, scale=scale, softcap=softcap, max_bias=max_bias, window=window
-        )
+        return self.attend(layer, q, pos, hot_from, scale=scale, softcap=softcap, max_bias=max_bias, window=window)
 
     def get_hot(self, layer: int, start: int, stop: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Copies of the hot form of positions [start, stop), all sinks or none: K and V (n, n_kv_heads, .)."""

@@ -1,0 +1,115 @@
+"""The llama family: RMS norm, grouped-query attention with RoPE, SwiGLU; and the trunk that its relatives share.
+
+A relative is a subclass that names what differs (qwen2.py, qwen3.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixkv.kernels import ops
+from mixkv.models.config import ModelConfig
+from mixkv.models.weights import Weights
+
+F32 = NDArray[np.float32]
+Attend = Callable[[int, F32, F32, F32], F32]
+"""(layer, q, k, v) -> attention output (n, n_heads, head_dim_v); stores k and v on the way."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: `qkv` from the residual stream to heads, `wo` (and its bias) back, `ffn`."""
+
+    qkv: ops.NormQKV
+    wo: ops.Weight
+    bo: F32 | None
+    ffn: ops.NormFFN
+
+
+class Llama:
+    """Llama 1 to 3.x, Mistral, TinyLlama, SmolLM and whatever else is stored as architecture `llama`."""
+
+    architecture: ClassVar[str] = "llama"
+    models: ClassVar[str] = "Llama 1-3.x, Mistral, TinyLlama, SmolLM"
+    features: ClassVar[str] = "grouped queries, tied embeddings, `rope_freqs`, linear and YaRN scaling"
+    interleaved_rope: ClassVar[bool] = True
+    has_qk_norm: ClassVar[bool] = False
+    biases: ClassVar[tuple[str, ...]] = ()
+    """Biases that every file must have; others are used where they are found."""
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.config = config
+        dim = config.n_embd
+        self.embedding = weights.matrix("token_embd.weight", config.n_vocab, dim)
+        weights.ignore("rope_freqs.weight")
+        factors = weights.vector_if_there("rope_freqs.weight", config.rope.n_rot // 2)
+        self._inv_freq = config.rope.inv_freq(factors)
+        self.blocks = [self._block(weights, f"blk.{i}.") for i in range(config.n_layers)]
+        tied = "output.weight" not in weights
+        output = self.embedding if tied else weights.matrix("output.weight", config.n_vocab, dim)
+        self.head = ops.Head(norm=weights.vector("output_norm.weight", dim), eps=config.rms_eps, w=output)
+        weights.check_all_taken()
+
+    def _block(self, weights: Weights, prefix: str) -> Block:
+        c = self.config
+        dim, q_dim = c.n_embd, c.n_heads * c.head_dim_k
+        k_dim, v_dim = c.n_kv_heads * c.head_dim_k, c.n_kv_heads * c.head_dim_v
+
+        def bias(name: str, n: int) -> F32 | None:
+            full = f"{prefix}{name}.bias"
+            return weights.vector(full, n) if name in self.biases else weights.vector_if_there(full, n)
+
+        def qk_norm(name: str) -> F32 | None:
+            return weights.vector(f"{prefix}{name}.weight", c.head_dim_k) if self.has_qk_norm else None
+
+        qkv = ops.NormQKV(
+            norm=weights.vector(prefix + "attn_norm.weight", dim),
+            eps=c.rms_eps,
+            wq=weights.matrix(prefix + "attn_q.weight", q_dim, dim),
+            wk=weights.matrix(prefix + "attn_k.weight", k_dim, dim),
+            wv=weights.matrix(prefix + "attn_v.weight", v_dim, dim),
+            bq=bias("attn_q", q_dim),
+            bk=bias("attn_k", k_dim),
+            bv=bias("attn_v", v_dim),
+            q_norm=qk_norm("attn_q_norm"),
+            k_norm=qk_norm("attn_k_norm"),
+            inv_freq=self._inv_freq,
+            interleaved=self.interleaved_rope,
+            rope_scale=c.rope.magnitude,
+            n_heads=c.n_heads,
+            n_kv_heads=c.n_kv_heads,
+            head_dim=c.head_dim_k,
+        )
+        weights.ignore(prefix + "attn_rot_embd", prefix + "attn_rot_embd.weight")
+        return Block(
+            qkv=qkv,
+            wo=weights.matrix(prefix + "attn_output.weight", dim, c.n_heads * c.head_dim_v),
+            bo=bias("attn_output", dim),
+            ffn=ops.NormFFN(
+                norm=weights.vector(prefix + "ffn_norm.weight", dim),
+                eps=c.rms_eps,
+                gate=weights.matrix(prefix + "ffn_gate.weight", c.n_ff, dim),
+                up=weights.matrix(prefix + "ffn_up.weight", c.n_ff, dim),
+                down=weights.matrix(prefix + "ffn_down.weight", dim, c.n_ff),
+            ),
+        )
+
+    def forward(self, ids: NDArray[np.int32], pos: int, attend: Attend, rows: slice) -> F32:
+        """Logits (n_rows, n_vocab) of the tokens `ids` (n,) at positions pos ..., for those in `rows` alone.
+
+        Past the last layer's attention nothing but the asked rows is computed.
+        """
+        x = ops.embed(self.embedding, ids)
+        for i, block in enumerate(self.blocks):
+            q, k, v = block.qkv(x, pos)
+            h = attend(i, q, k, v).reshape(len(x), -1)
+            if i == len(self.blocks) - 1:
+                h, x = h[rows], x[rows]
+            if len(x):
+                x = block.ffn(ops.linear(h, block.wo, block.bo, x))
+        return self.head(x)

@@ -1,0 +1,37 @@
+"""Which architectures there are, and how a file becomes a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mixkv.kernels.errors import GGUFError
+from mixkv.models.config import read_config
+from mixkv.models.gguf import GGUFFile
+from mixkv.models.llama import Llama
+from mixkv.models.qwen2 import Qwen2
+from mixkv.models.qwen3 import Qwen3
+from mixkv.models.weights import Weights
+
+FAMILIES: dict[str, type[Llama]] = {family.architecture: family for family in (Llama, Qwen2, Qwen3)}
+
+
+def family_of(gguf: GGUFFile) -> type[Llama]:
+    """The class for the file's architecture; GGUFError lists the supported ones."""
+    arch = gguf.str("general.architecture")
+    if arch not in FAMILIES:
+        raise GGUFError(f"{gguf.path}: architecture {arch!r} is not supported: {', '.join(FAMILIES)} are")
+    return FAMILIES[arch]
+
+
+def load_model(
+    gguf: GGUFFile, *, exact: bool = False, dense: bool = False, progress: Callable[[int], None] | None = None
+) -> Llama:
+    """Build the model that the file holds. exact, dense: see Weights. Raises GGUFError."""
+    family = family_of(gguf)
+    return family(read_config(gguf), Weights(gguf, exact, dense, progress))
+
+
+def supported_families() -> str:
+    """The table of supported architectures, as Markdown; the README's copy is tested against it."""
+    rows = [f"| `{f.architecture}` | {f.models} | {f.features} |" for f in FAMILIES.values()]
+    return "\n".join(["| architecture | models | what it brings |", "| --- | --- | --- |", *rows])

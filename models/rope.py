@@ -1,0 +1,97 @@
+"""The frequencies of rotary position embedding, with the scalings that stretch a context.
+
+Everything ends in one vector of frequencies and one factor on cos and sin, so kernels know nothing of scaling.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixkv.kernels.errors import GGUFError
+from mixkv.models.gguf import GGUFFile
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    """Metadata of RoPE: `n_rot` dimensions turn, with base `freq_base`; `scaling` is none, linear or yarn.
+
+    factor: how many times longer than `n_ctx_orig` the context is. attn_factor, beta_fast, beta_slow, ext_factor:
+    YaRN's parameters (Peng et al. 2023).
+    """
+
+    n_rot: int
+    freq_base: float = 10000.0
+    scaling: str = "none"
+    factor: float = 1.0
+    n_ctx_orig: int = 0
+    attn_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    ext_factor: float = 1.0
+
+    @classmethod
+    def read(cls, gguf: GGUFFile, arch: str, head_dim: int, n_ctx_train: int) -> RopeConfig:
+        """From `{arch}.rope.*`; GGUFError for values that no rotation can use."""
+        key = f"{arch}.rope"
+
+        def positive(name: str, default: float) -> float:
+            value = gguf.float(f"{key}.{name}", default)
+            if not (math.isfinite(value) and value > 0):
+                raise GGUFError(f"{gguf.path}: {key}.{name} is {value}, but must be a positive number")
+            return value
+
+        n_rot = gguf.uint(f"{key}.dimension_count", head_dim)
+        if n_rot > head_dim or n_rot % 2:
+            raise GGUFError(
+                f"{gguf.path}: {key}.dimension_count is {n_rot}, but must be even and at most head_dim = {head_dim}"
+            )
+        linear = positive("scale_linear", 1.0)  # how files of 2023 spelled linear scaling
+        scaling = gguf.str(f"{key}.scaling.type", "none" if linear == 1.0 else "linear")
+        if scaling not in ("none", "linear", "yarn"):
+            raise GGUFError(f"{gguf.path}: {key}.scaling.type {scaling!r} is not supported: none, linear and yarn are")
+        return cls(
+            n_rot=n_rot,
+            freq_base=positive("freq_base", 10000.0),
+            scaling=scaling,
+            factor=positive("scaling.factor", linear) if scaling != "none" else 1.0,
+            n_ctx_orig=gguf.uint(f"{key}.scaling.original_context_length", n_ctx_train),
+            attn_factor=positive("scaling.attn_factor", 1.0),
+            beta_fast=positive("scaling.yarn_beta_fast", 32.0),
+            beta_slow=positive("scaling.yarn_beta_slow", 1.0),
+            ext_factor=positive("scaling.yarn_ext_factor", 1.0),
+        )
+
+    def inv_freq(self, freq_factors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+        """(n_rot / 2,) angles per position. freq_factors (`rope_freqs.weight`, Llama 3.1) divide the frequencies."""
+        i = np.arange(self.n_rot // 2, dtype=np.float64)
+        freq = self.freq_base ** (-2.0 * i / self.n_rot) if self.n_rot else i
+        if freq_factors is not None:
+            freq = freq / freq_factors.astype(np.float64)
+        if self.scaling == "linear":
+            freq = freq / self.factor
+        elif self.scaling == "yarn":
+            keep = self._extrapolated() * self.ext_factor
+            freq = freq * keep + freq / self.factor * (1 - keep)
+        return freq.astype(np.float32)
+
+    @property
+    def magnitude(self) -> float:
+        """Factor on cos and sin: YaRN's attention temperature, attn_factor (1 + 0.1 ln factor)."""
+        if self.scaling != "yarn":
+            return self.attn_factor
+        return self.attn_factor * (1.0 + 0.1 * math.log(self.factor))
+
+    def _extrapolated(self) -> NDArray[np.float64]:
+        """YaRN's ramp: 1 for pairs that turn often in the original context (left alone), 0 for slow ones."""
+
+        def pair_that_turns(times: float) -> float:
+            return self.n_rot * math.log(self.n_ctx_orig / (times * 2 * math.pi)) / (2 * math.log(self.freq_base))
+
+        low = max(0.0, math.floor(pair_that_turns(self.beta_fast)))
+        high = min(self.n_rot - 1.0, math.ceil(pair_that_turns(self.beta_slow)))
+        ramp = (np.arange(self.n_rot // 2) - low) / max(0.001, high - low)
+        return 1.0 - np.clip(ramp, 0.0, 1.0)

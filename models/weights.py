@@ -1,0 +1,76 @@
+"""From GGUF tensors to packed weights: each is checked against the shape the model needs, packed, and let go.
+
+`Weights` remembers what was taken, so that a file with tensors nobody asked for is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixkv.kernels import ops
+from mixkv.kernels.errors import GGUFError
+from mixkv.models.gguf import GGUFFile
+
+
+@dataclass
+class Weights:
+    """Access to a file's tensors. exact, dense: how matrices are packed (see the kernel contract).
+
+    progress is called with the bytes that each tensor adds to what is loaded.
+    """
+
+    gguf: GGUFFile
+    exact: bool = False
+    dense: bool = False
+    progress: Callable[[int], None] | None = None
+    _taken: set[str] = field(default_factory=set)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.gguf.tensors
+
+    def matrix(self, name: str, rows: int, cols: int) -> ops.Weight:
+        """The packed (rows, cols) matrix `name`; the file's pages of it are given back."""
+        self._check(name, (rows, cols))
+        info = self.gguf.tensors[name]
+        packed = ops.Weight.pack(self.gguf.raw(name), int(info.ggml_type), cols, exact=self.exact, dense=self.dense)
+        self.gguf.release(name)
+        return packed
+
+    def vector(self, name: str, n: int) -> NDArray[np.float32]:
+        """The vector `name` (n,) as float32."""
+        self._check(name, (n,))
+        return self.gguf.array_of(name)
+
+    def vector_if_there(self, name: str, n: int) -> NDArray[np.float32] | None:
+        """Like `vector`, None where the file has no such tensor."""
+        return self.vector(name, n) if name in self else None
+
+    def ignore(self, *names: str) -> None:
+        """Tensors that may be in the file and are not needed."""
+        self._taken.update(names)
+
+    def check_all_taken(self) -> None:
+        """GGUFError if the file holds tensors that the model has no place for: its results would be wrong."""
+        left = [name for name in self.gguf.tensors if name not in self._taken]
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise GGUFError(
+                f"{self.gguf.path}: tensor {left[0]!r}{more} is not part of a model of this architecture; "
+                "the file is damaged or needs a newer version"
+            )
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        info = self.gguf.tensors.get(name)
+        if info is None:
+            raise GGUFError(f"{self.gguf.path}: tensor {name!r} is missing; the file is incomplete")
+        if tuple(info.shape) != shape:
+            raise GGUFError(
+                f"{self.gguf.path}: tensor {name!r} has shape {tuple(info.shape)}, but the metadata asks for {shape}"
+            )
+        self._taken.add(name)
+        if self.progress is not None:
+            self.progress(info.n_bytes)
