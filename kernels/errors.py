@@ -34,3 +34,7 @@ class SessionError(MixkvError, ValueError):
 
 class OutOfMemoryError(MixkvError, MemoryError):
     """The plan (weights + cache + scratch) exceeds what this machine or its cgroup has."""
+
+
+class MixkvWarning(UserWarning):
+    """Something in a file was replaced by a default; results may differ from what the file's maker meant."""

@@ -1,0 +1,44 @@
+"""Text <-> token ids, from the vocabulary in a model file.
+
+Know before you change this room: `vocab.py` reads and checks the file's vocabulary, `base.py` cuts out special
+tokens, `spm.py` and `bpe.py` encode what lies between them, `detokenizer.py` streams text out. A new kind of
+vocabulary is a new subclass of Tokenizer and a line in `_KINDS`.
+"""
+
+from __future__ import annotations
+
+from mixkv.engine.tokenizer.base import Tokenizer
+from mixkv.engine.tokenizer.bpe import BPETokenizer
+from mixkv.engine.tokenizer.detokenizer import StreamDetokenizer
+from mixkv.engine.tokenizer.spm import SPMTokenizer
+from mixkv.engine.tokenizer.vocab import Vocabulary, make_vocabulary, read_vocabulary
+from mixkv.kernels.errors import TokenizerError
+from mixkv.models.gguf import GGUFFile
+
+__all__ = ["StreamDetokenizer", "Tokenizer", "Vocabulary", "build_tokenizer", "load_tokenizer", "make_vocabulary"]
+
+_KINDS: dict[str, type[SPMTokenizer] | type[BPETokenizer]] = {"llama": SPMTokenizer, "gpt2": BPETokenizer}
+
+
+def load_tokenizer(gguf: GGUFFile) -> Tokenizer:
+    """The tokenizer of a model file.
+
+    Raises TokenizerError for an unknown kind of vocabulary and one that contradicts itself, GGUFError for keys
+    that are missing or of the wrong type.
+    """
+    _check_kind(gguf.str("tokenizer.ggml.model"))  # before reading lists that other kinds need not have
+    return build_tokenizer(read_vocabulary(gguf))
+
+
+def build_tokenizer(vocab: Vocabulary) -> Tokenizer:
+    """The tokenizer for a vocabulary. Raises TokenizerError."""
+    _check_kind(vocab.model)
+    return _KINDS[vocab.model](vocab)
+
+
+def _check_kind(model: str) -> None:
+    if model not in _KINDS:
+        raise TokenizerError(
+            f"unknown tokenizer {model[:60]!r} (tokenizer.ggml.model); this program knows {', '.join(_KINDS)}: use "
+            "a model with one of these"
+        )

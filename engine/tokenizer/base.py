@@ -1,0 +1,134 @@
+"""What all tokenizers share: special tokens are cut out first, the rest is left to the model's own method.
+
+Know before you change this room: text from a user must never become a control token unless the caller asks
+(`parse_special`); user-defined tokens are ordinary text that is always cut out whole. The order in which tokens
+are cut out (longest first over the whole text, not leftmost first) decides overlaps and follows llama.cpp.
+Decoding is plain concatenation of bytes, so texts may be decoded in pieces and put together again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
+
+from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary
+from mixkv.kernels.errors import InputError
+
+_SPECIAL_TYPES = (TokenType.CONTROL, TokenType.UNKNOWN)
+
+
+class Tokenizer(ABC):
+    """Text <-> ids for one vocabulary. Subclasses encode text without special tokens and say what a token prints.
+
+    `n_vocab`, `bos_id`, `eos_id` (None where the model has none), `eog_ids` (any of them ends a generation).
+    """
+
+    def __init__(self, vocab: Vocabulary, *, add_bos: bool, add_eos: bool) -> None:
+        """`add_bos`, `add_eos`: the tokenizer model's defaults, for a file that does not say."""
+        self._vocab = vocab
+        self.n_vocab = len(vocab.tokens)
+        self.bos_id, self.eos_id, self.eog_ids = vocab.bos_id, vocab.eos_id, vocab.eog_ids
+        self.add_bos = (add_bos if vocab.add_bos is None else vocab.add_bos) and vocab.bos_id is not None
+        self.add_eos = (add_eos if vocab.add_eos is None else vocab.add_eos) and vocab.eos_id is not None
+        self._special = frozenset(i for i, kind in enumerate(vocab.types) if kind in _SPECIAL_TYPES)
+        self._user_cuts = self._cuts(i for i, kind in enumerate(vocab.types) if kind == TokenType.USER_DEFINED)
+
+    @abstractmethod
+    def _encode_plain(self, text: str, after_special: bool) -> list[int]:
+        """Ids of non-empty text that holds no special token; `after_special`: nothing or one stands before it."""
+
+    @abstractmethod
+    def _plain_piece(self, token: bytes, kind: int) -> bytes:
+        """The bytes that a token of the vocabulary prints, for tokens that are neither special nor user-defined."""
+
+    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        """Ids of a text.
+
+        add_special: put BOS in front and EOS behind where the model wants them.
+        parse_special: control tokens written out in the text (`<|im_end|>`) become those tokens; otherwise they
+        are text like any other.
+        Lone surrogates, which no UTF-8 text can hold, count as U+FFFD. Raises TokenizerError for text that the
+        vocabulary has no tokens for.
+        """
+        ids: list[int] = []
+        if add_special and self.add_bos and self.bos_id is not None:
+            ids.append(self.bos_id)
+        after_special = True
+        for part in self._split(_without_surrogates(text), parse_special):
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._encode_plain(part, after_special)
+            after_special = isinstance(part, int)
+        if add_special and self.add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Text of ids; bytes that are not UTF-8 become U+FFFD.
+
+        skip_special: control and unknown tokens print nothing. A space that `encode` put in front stays, so that
+        decode(a + b) is decode(a) + decode(b) wherever no character is torn. Raises InputError for unknown ids.
+        """
+        data = b"".join(self.piece(i) for i in ids if not (skip_special and i in self._special))
+        return data.decode("utf-8", "replace")
+
+    def piece(self, token_id: int) -> bytes:
+        """The bytes that a token prints, which may be part of a character. Raises InputError for unknown ids."""
+        if not 0 <= token_id < self.n_vocab:
+            raise InputError(f"token id {token_id} is outside the vocabulary (0 .. {self.n_vocab - 1})")
+        token, kind = self._vocab.tokens[token_id], self._vocab.types[token_id]
+        if token_id in self._special or kind == TokenType.USER_DEFINED:
+            return token
+        return self._plain_piece(token, kind)
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """`piece` of every id, computed at the first use."""
+        return [self.piece(i) for i in range(self.n_vocab)]
+
+    def is_control(self, token_id: int) -> bool:
+        """Whether the token steers the model and prints nothing (unknown tokens count as such)."""
+        return token_id in self._special
+
+    def token_to_id(self, text: str) -> int | None:
+        """Id of the token with this text, written as the vocabulary writes it; None where there is none."""
+        return self._vocab.ids.get(text)
+
+    @cached_property
+    def _all_cuts(self) -> list[tuple[str, int]]:
+        return self._cuts([*self._special, *(i for _, i in self._user_cuts)])
+
+    def _cuts(self, ids: Iterable[int]) -> list[tuple[str, int]]:
+        """Texts to cut out with their ids, in the order in which they are looked for."""
+        texts = self._vocab.texts
+        cuts = [(text, i) for i in ids if (text := texts[i]) is not None]
+        return sorted(cuts, key=lambda cut: (-len(self._vocab.tokens[cut[1]]), cut[1]))
+
+    def _split(self, text: str, parse_special: bool) -> list[str | int]:
+        """The text in order, as stretches of plain text (never empty) and ids of the tokens cut out."""
+        parts: list[str | int] = [text] if text else []
+        present = set(text)  # most texts hold no "<": that skips nearly all special tokens
+        for wanted, token_id in self._all_cuts if parse_special else self._user_cuts:
+            if wanted[0] in present and wanted in text:
+                parts = [piece for part in parts for piece in _cut(part, wanted, token_id)]
+        return parts
+
+
+def _cut(part: str | int, wanted: str, token_id: int) -> list[str | int]:
+    if isinstance(part, int):
+        return [part]
+    out: list[str | int] = []
+    for i, stretch in enumerate(part.split(wanted)):
+        out += [token_id] if i else []
+        out += [stretch] if stretch else []
+    return out
+
+
+def _without_surrogates(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -1,0 +1,112 @@
+"""How BPE vocabularies cut text into words before merging: one list of regular expressions per family.
+
+Know before you change this room: merges never cross the cuts, so a wrong expression gives wrong ids on some texts
+only, and no error. The expressions are those with which each family's vocabulary was trained; the names are the
+ones that model files use (`tokenizer.ggml.pre`). Expressions of one list are applied one after another, each to
+the pieces that the one before left; what an expression does not match stays a piece of its own.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+from mixkv.kernels.errors import MixkvWarning
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
+
+_CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_SPACES = r"\s+(?!\S)|\s+"
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+_CJK_KOREAN = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_NOT_PUNCTUATION = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+
+
+def _like_llama3(digits: str, letters: str = r"\p{L}", symbols: str = r"[^\s\p{L}\p{N}]+[\r\n]*") -> str:
+    """Words with one leading non-letter, numbers, symbols with their line ends, line ends, spaces."""
+    words = rf"[^\r\n\p{{L}}\p{{N}}]?{letters}+"
+    return rf"{_CONTRACTION}|{words}|{digits}| ?{symbols}|\s*[\r\n]+|{_SPACES}"
+
+
+def _like_gpt4o(digits: str, contraction: str) -> str:
+    """Words cut where a capital follows a small letter."""
+    start = r"[^\r\n\p{L}\p{N}]?"
+    words = rf"{start}{_UPPER}*{_LOWER}+{contraction}|{start}{_UPPER}+{_LOWER}*{contraction}"
+    return rf"{words}|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|{_SPACES}"
+
+
+_LLAMA3 = [_like_llama3(r"\p{N}{1,3}")]
+_QWEN2 = [_like_llama3(r"\p{N}")]
+_STARCODER = [r"\p{N}", _GPT2]
+_DEEPSEEK3 = [
+    r"\p{N}{1,3}",
+    _CJK,
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    rf"| ?[\p{{P}}\p{{S}}]+[\r\n]*|\s*[\r\n]+|{_SPACES}",
+]
+_DEFAULT = [r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]
+
+
+@dataclass(frozen=True)
+class PreTokenizerRule:
+    """Expressions, and what else hangs on the name: whole words of the vocabulary are taken without merging
+    (`ignore_merges`), and the file's default for putting BOS in front (`add_bos`)."""
+
+    expressions: list[str]
+    ignore_merges: bool = False
+    add_bos: bool = False
+
+
+_FAMILIES: dict[str, PreTokenizerRule] = {
+    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2": PreTokenizerRule(_LLAMA3, True, True),
+    "dbrx smaug-bpe glm4 chatglm-bpe": PreTokenizerRule(_LLAMA3),
+    "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan solar-open grok-2": PreTokenizerRule(_QWEN2),
+    "qwen35": PreTokenizerRule([_like_llama3(r"\p{N}", r"[\p{L}\p{M}]", r"[^\s\p{L}\p{M}\p{N}]+[\r\n]*")]),
+    "gpt-2 phi-2 mpt olmo jais gigachat jina-es jina-de a.x-4.0 mellum exaone4 trillion granite-docling": (
+        PreTokenizerRule([_GPT2])
+    ),
+    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": PreTokenizerRule(_STARCODER),
+    "falcon": PreTokenizerRule([r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"]),
+    "deepseek-llm": PreTokenizerRule(
+        # \p{Lu}\p{Ll}\p{Lt}: the letters that have a case, which the family's own file lists one by one
+        [
+            r"[\r\n]",
+            r"\s?[\p{Lu}\p{Ll}\p{Lt}]+",
+            "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+            r"\s+$",
+            _CJK_KOREAN,
+            r"\p{N}+",
+        ]
+    ),
+    "deepseek-coder": PreTokenizerRule([r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_KOREAN, r"\p{N}"]),
+    "deepseek-v3 hunyuan-dense joyai-llm": PreTokenizerRule(_DEEPSEEK3),
+    "tekken": PreTokenizerRule([_like_gpt4o(r"\p{N}", "")], True, True),
+    "gpt-4o llama4 kanana2 minimax-m2": PreTokenizerRule([_like_gpt4o(r"\p{N}{1,3}", f"{_CONTRACTION}?")]),
+    "bloom gpt3-finnish poro-chat": PreTokenizerRule([_NOT_PUNCTUATION]),
+    "viking": PreTokenizerRule([_NOT_PUNCTUATION, r"\p{N}"]),
+    "seed-coder": PreTokenizerRule([_like_llama3(r"\p{N}", symbols=r"[^\s\p{L}\p{N}\r\n]+")]),
+    "default": PreTokenizerRule(_DEFAULT),
+}
+RULES: dict[str, PreTokenizerRule] = {name: rule for names, rule in _FAMILIES.items() for name in names.split()}
+
+
+def find_rule(name: str | None) -> PreTokenizerRule:
+    """The rule for the name in a model file; for none or an unknown one a MixkvWarning and the default rule."""
+    if name in RULES:
+        return RULES[name]
+    problem = "names no pre-tokenizer" if name is None else f"names the unknown pre-tokenizer {name[:60]!r}"
+    warnings.warn(
+        f"the model file {problem} (tokenizer.ggml.pre); using 'default', so some texts may be cut differently from "
+        "how the model was trained, and answers may be worse",
+        MixkvWarning,
+        stacklevel=2,
+    )
+    return RULES["default"]
+
+
+def pre_tokenizer(rule: PreTokenizerRule) -> PreTokenizer:
+    """The rule as the `tokenizers` package runs it, bytes written as GPT-2's visible characters."""
+    splits = [Split(Regex(e), behavior="isolated", invert=False) for e in rule.expressions]
+    return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])

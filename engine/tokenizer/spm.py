@@ -1,0 +1,52 @@
+"""Vocabularies of the kind `llama`: sentencepiece with byte fallback (Llama 1 and 2, Mistral, TinyLlama, ours).
+
+Know before you change this room: sentencepiece does the merging, on a model that spm_model.py writes in memory.
+A space is put in front of text that begins or that follows a special or user-defined token, unless the file says
+no; that is llama.cpp's reading of the flag and models were measured with it.
+"""
+
+from __future__ import annotations
+
+import sentencepiece
+
+from mixkv.engine.tokenizer.base import Tokenizer
+from mixkv.engine.tokenizer.spm_model import sentencepiece_model
+from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, is_byte_text
+from mixkv.kernels.errors import TokenizerError
+
+_SPACE = "\u2581".encode()  # how pieces write a space
+
+
+class SPMTokenizer(Tokenizer):
+    """A sentencepiece vocabulary; merges by score, unknown characters byte by byte."""
+
+    def __init__(self, vocab: Vocabulary) -> None:
+        """Raises TokenizerError for missing scores and byte tokens that name no byte."""
+        super().__init__(vocab, add_bos=True, add_eos=False)
+        self.add_space_prefix = vocab.add_space_prefix is not False
+        self._fallback = next((i for i, kind in enumerate(vocab.types) if kind == TokenType.UNKNOWN), None)
+        self._processor = sentencepiece.SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(sentencepiece_model(vocab))
+        except RuntimeError as error:
+            raise TokenizerError(
+                f"sentencepiece rejects the vocabulary ({str(error).strip()}); convert the model again"
+            ) from None
+
+    def _encode_plain(self, text: str, after_special: bool) -> list[int]:
+        spaced = " " + text if self.add_space_prefix and after_special else text
+        ids: list[int] = self._processor.encode(spaced, out_type=int)
+        if max(ids, default=0) < self.n_vocab:
+            return ids
+        if self._fallback is None:
+            missing = next(i for i in ids if i >= self.n_vocab)
+            raise TokenizerError(
+                f"the vocabulary has no token for {self._processor.IdToPiece(missing)} (in {text[:40]!r}) and no "
+                "unknown token to stand for it; use a model whose vocabulary covers this text"
+            )
+        return [i if i < self.n_vocab else self._fallback for i in ids]
+
+    def _plain_piece(self, token: bytes, kind: int) -> bytes:
+        if kind == TokenType.BYTE and is_byte_text(token):
+            return bytes([int(token[3:5], 16)])
+        return token.replace(_SPACE, b" ")

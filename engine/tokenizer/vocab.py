@@ -1,0 +1,219 @@
+"""The vocabulary of a model file: what each id is, and which ids begin, end and cut a text.
+
+Know before you change this room: everything here comes from a file that a stranger made, so it is checked here
+and nowhere else; the tokenizers rely on it. Token texts stay bytes, because a file may hold texts that are not
+UTF-8; such a token can be printed but never be found in a text. Which tokens end a generation follows llama.cpp,
+which knows them by their text, since files often name only one of them in their metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+
+import numpy as np
+from mixkv.kernels.errors import TokenizerError
+from mixkv.models.gguf import GGUFFile
+
+NO_ID = 0xFFFF_FFFF  # how files write "there is no such token"
+
+# Texts of tokens that end a generation, whatever the metadata says.
+END_TEXTS = frozenset(
+    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <end_of_turn> <|endoftext|> </s> "
+    "<|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
+    "<｜end▁of▁sentence｜> [e~[ "
+    # code models: padding, next repository, next file
+    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> "
+    "<|file_sep|>".split()
+)
+# Texts that files sometimes mark as ordinary tokens although they steer the model.
+CONTROL_TEXTS = END_TEXTS | frozenset(
+    "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|fim_suffix|> <fim-suffix> <fim_suffix> "
+    "<｜fim▁hole｜> <SUF> ▁<SUF> <|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID>".split()
+)
+
+
+class TokenType(IntEnum):
+    """What a token is, with the numbers that files use (`tokenizer.ggml.token_type`)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Tokens and the rules around them. Built by `make_vocabulary` or `read_vocabulary`, which check it."""
+
+    model: str  # "llama" (SPM) or "gpt2" (BPE)
+    tokens: list[bytes]  # text of each id as the file writes it; b"" where the file has none
+    types: list[int]  # TokenType of each id
+    scores: np.ndarray | None  # (n_vocab,) float32; SPM merges the pair with the highest score first
+    merges: list[bytes] | None  # b"left right", most important first; BPE only
+    pre: str | None  # name of the pre-tokenizer; BPE only
+    bos_id: int | None
+    eos_id: int | None
+    unk_id: int | None
+    eog_ids: frozenset[int]  # any of these ends a generation
+    add_bos: bool | None  # None: what the tokenizer model does by default
+    add_eos: bool | None
+    add_space_prefix: bool | None
+
+    @cached_property
+    def texts(self) -> list[str | None]:
+        """The tokens as text; None for a token that is empty or not UTF-8 and so never stands in a text."""
+        return [_text(token) for token in self.tokens]
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Text of a token -> its id."""
+        return {text: i for i, text in enumerate(self.texts) if text is not None}
+
+
+def make_vocabulary(
+    model: str,
+    tokens: Sequence[bytes],
+    *,
+    types: Sequence[int] | None = None,
+    scores: np.ndarray | None = None,
+    merges: list[bytes] | None = None,
+    pre: str | None = None,
+    bos_id: int | None = None,
+    eos_id: int | None = None,
+    unk_id: int | None = None,
+    end_ids: Sequence[int | None] = (),
+    add_bos: bool | None = None,
+    add_eos: bool | None = None,
+    add_space_prefix: bool | None = None,
+) -> Vocabulary:
+    """Check and complete what a file says. `end_ids` are further ids that end a generation (eot, eom, ...).
+
+    Raises TokenizerError for duplicate tokens, lists that are too short, scores that are not numbers, and special
+    ids outside the vocabulary.
+    """
+    n_vocab = len(tokens)
+    if n_vocab == 0:
+        raise TokenizerError("the vocabulary is empty (tokenizer.ggml.tokens); download or convert the model again")
+    _check_unique(tokens)
+    for name, values in (("token_type", types), ("scores", scores)):
+        if values is not None and len(values) < n_vocab:
+            raise TokenizerError(
+                f"tokenizer.ggml.{name} has {len(values)} entries for {n_vocab} tokens; the file is damaged: "
+                "download or convert it again"
+            )
+    if scores is not None and np.isnan(scores[:n_vocab]).any():
+        raise TokenizerError("tokenizer.ggml.scores holds values that are not numbers (NaN); convert the model again")
+    named = {"bos": bos_id, "eos": eos_id, "unknown": unk_id}
+    for name, special in [*named.items(), *(("end of generation", i) for i in end_ids)]:
+        if special is not None and not 0 <= special < n_vocab:
+            raise TokenizerError(
+                f"the {name} token has id {special}, but the vocabulary has {n_vocab} tokens; convert the model again"
+            )
+    guessed = {bos_id: TokenType.CONTROL, eos_id: TokenType.CONTROL, unk_id: TokenType.UNKNOWN}
+    known = [int(t) for t in types[:n_vocab]] if types is not None else _guess_types(model, tokens, guessed)
+    ending = _mark_control(tokens, known) | {i for i in (eos_id, *end_ids) if i is not None}
+    return Vocabulary(
+        model=model,
+        tokens=list(tokens),
+        types=known,
+        scores=None if scores is None else np.asarray(scores[:n_vocab], dtype=np.float32),
+        merges=merges,
+        pre=pre,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        unk_id=unk_id,
+        eog_ids=frozenset(ending),
+        add_bos=add_bos,
+        add_eos=add_eos,
+        add_space_prefix=add_space_prefix,
+    )
+
+
+def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
+    """The vocabulary in a model file's metadata. Raises GGUFError for missing or mistyped keys, TokenizerError for
+    values that contradict each other."""
+    meta, key = gguf.metadata, "tokenizer.ggml.{}".format
+
+    def special(name: str) -> int | None:
+        number = gguf.uint(key(name), NO_ID)
+        return None if number == NO_ID else number
+
+    def flag(name: str) -> bool | None:
+        return gguf.bool(key(name)) if key(name) in meta else None
+
+    return make_vocabulary(
+        gguf.str(key("model")),
+        gguf.strings(key("tokens")),
+        types=gguf.array(key("token_type"), np.int32, np.uint32).tolist() if key("token_type") in meta else None,
+        scores=gguf.array(key("scores"), np.float32, np.int32) if key("scores") in meta else None,
+        merges=gguf.strings(key("merges")) if key("merges") in meta else None,
+        pre=gguf.str(key("pre")) if key("pre") in meta else None,
+        bos_id=special("bos_token_id"),
+        eos_id=special("eos_token_id"),
+        unk_id=special("unknown_token_id"),
+        end_ids=[special("eot_token_id"), special("eom_token_id")],
+        add_bos=flag("add_bos_token"),
+        add_eos=flag("add_eos_token"),
+        add_space_prefix=flag("add_space_prefix"),
+    )
+
+
+def is_byte_text(token: bytes) -> bool:
+    """Whether this is how SPM vocabularies write a byte, as in `<0x0A>`."""
+    return len(token) == 6 and token.startswith(b"<0x") and token.endswith(b">") and _is_hex(token[3:5])
+
+
+def _is_hex(digits: bytes) -> bool:
+    return all(d in b"0123456789abcdefABCDEF" for d in digits)
+
+
+def _text(token: bytes) -> str | None:
+    try:
+        return token.decode("utf-8") or None
+    except UnicodeDecodeError:
+        return None
+
+
+def _check_unique(tokens: Sequence[bytes]) -> None:
+    first = {token: i for i, token in reversed(list(enumerate(tokens)))}
+    if len(first) == len(tokens):
+        return
+    for i, token in enumerate(tokens):
+        if token and first[token] != i:
+            raise TokenizerError(
+                f"the vocabulary holds the token {token[:60]!r} twice (ids {first[token]} and {i}); convert the "
+                "model again"
+            )
+
+
+def _guess_types(model: str, tokens: Sequence[bytes], special: dict[int | None, TokenType]) -> list[int]:
+    """Types for a file that gives none: bytes and unknown by their text and id, all others ordinary."""
+    spm = model == "llama"
+    types = [int(TokenType.BYTE if spm and is_byte_text(t) else TokenType.NORMAL) for t in tokens]
+    for i, kind in special.items():
+        if i is not None:
+            types[i] = int(kind)
+    return types
+
+
+def _mark_control(tokens: Sequence[bytes], types: list[int]) -> set[int]:
+    """Make control-looking tokens control tokens, in place; the ids among them that end a generation."""
+    control = {text.encode(): text in END_TEXTS for text in CONTROL_TEXTS}
+    ending: dict[bytes, int] = {}
+    for i, token in enumerate(tokens):
+        if token == b"</s>" and types[i] == TokenType.NORMAL:
+            continue  # an HTML tag, and an ordinary token of Qwen's: not an end, though llama.cpp takes it for one
+        if token in control:
+            types[i] = int(TokenType.CONTROL)
+            if control[token]:
+                ending[token] = i
+    if b"<|return|>" in ending and b"<|call|>" in ending or b"<|flush|>" in ending and b"<|calls|>" in ending:
+        ending.pop(b"<|end|>", None)  # there it closes one message of an answer, not the answer
+    if b"<|tool_response>" in ending:
+        ending.pop(b"</s>", None)
+    return set(ending.values())
