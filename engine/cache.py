@@ -1,0 +1,144 @@
+"""The mixed cache's policy: who is hot, when a tile moves, what a truncation costs. Integers only, no tensors.
+
+Which form of a key a query reads depends on the query's position p and on nothing else (kv-cache.md section 2):
+
+    first_hot(p) = S + 16 floor(max(0, p + 1 - N - S) / 16),   S = sink_tokens, N = hot_window
+
+Keys j < S and j >= first_hot(p) are read exactly, those between in their cold form. Three marks describe what is
+stored of a sequence of length n:
+
+    0 ....... S ............ hot_start ...... quant_end ...... n
+    sinks     cold form only  both (rarely)    hot form only
+
+Both forms exist only while a chunk is attended to, for `rollback_reserve` tokens, and after a truncation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixkv.kernels import TILE
+from mixkv.kernels.errors import ContextFullError
+
+
+@dataclass(frozen=True)
+class Step:
+    """Orders for one chunk of tokens, the same for every layer.
+
+    The chunk stands at positions [pos, pos + n); query i reads the hot form from hot_from[i] on; tiles
+    [cold_from, cold_to) are quantized before anything is attended to.
+    """
+
+    pos: int
+    n: int
+    hot_from: NDArray[np.int64]
+    cold_from: int
+    cold_to: int
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What is stored; see the drawing above. degraded_end: hot positions below it hold dequantized values."""
+
+    n: int
+    hot_start: int
+    quant_end: int
+    degraded_end: int = 0
+
+
+class CachePolicy:
+    """Bookkeeping of one sequence.
+
+    hot_window None means that nothing ever turns cold. chunk: the longest step that will be asked for.
+    """
+
+    def __init__(
+        self, *, n_ctx: int, sink_tokens: int, hot_window: int | None, rollback_reserve: int = 0, chunk: int = 1
+    ) -> None:
+        self.n_ctx, self.sinks, self.window, self.reserve, self.chunk = (
+            n_ctx, sink_tokens, hot_window, rollback_reserve, chunk,
+        )  # fmt: skip
+        self.marks = self._fresh()
+
+    def _fresh(self) -> Marks:
+        return Marks(n=0, hot_start=self.sinks, quant_end=self.sinks)
+
+    @property
+    def n(self) -> int:
+        """Tokens stored."""
+        return self.marks.n
+
+    @property
+    def hot_tiles(self) -> int:
+        """Ring slots for every position that can be hot at once: window, reserve, one chunk, and partial tiles."""
+        whole = -(-max(0, self.n_ctx - self.sinks) // TILE)
+        if self.window is None:
+            return max(1, whole)
+        return max(1, min(whole, -(-(self.window + self.reserve + self.chunk) // TILE) + 2))
+
+    def first_hot(self, p: int) -> int:
+        """The first position past the sinks that a query at p reads exactly."""
+        if self.window is None:
+            return self.sinks
+        return self.sinks + TILE * (max(0, p + 1 - self.window - self.sinks) // TILE)
+
+    def step(self, n: int) -> Step:
+        """Orders for the next n tokens; nothing changes until `commit`. ContextFullError if they do not fit."""
+        pos, end = self.marks.n, self.marks.n + n
+        if end > self.n_ctx:
+            raise ContextFullError(
+                f"{n} more tokens after {pos} exceed the context of {self.n_ctx}: load with a larger n_ctx (-c)"
+            )
+        assert 0 < n <= self.chunk, "a step is at most one chunk long"
+        hot_from = np.array([self.first_hot(p) for p in range(pos, end)], np.int64)
+        cold_to = max(self.marks.quant_end, self.first_hot(end))
+        return Step(pos, n, hot_from, self.marks.quant_end, cold_to)
+
+    def commit(self, step: Step) -> None:
+        """The step's tokens are stored; hot copies that no later query reads are given up."""
+        n = step.pos + step.n
+        hot_start = max(self.marks.hot_start, self.first_hot(max(0, n - self.reserve)))
+        self.marks = replace(self.marks, n=n, hot_start=hot_start, quant_end=step.cold_to)
+
+    def truncate(self, n: int) -> tuple[int, int]:
+        """Forget all but the first n tokens; returns the tiles [start, stop) to rehydrate from their cold form.
+
+        Exact, and start == stop, as long as every token that must be hot for length n still is.
+        """
+        old = self.marks
+        assert 0 <= n <= old.n, "truncation only shortens"
+        need = min(self.first_hot(n), old.hot_start)
+        stop = min(old.hot_start, self.sinks + -(-max(0, n - self.sinks) // TILE) * TILE)
+        whole = self.sinks + max(0, n - self.sinks) // TILE * TILE  # tiles that stay complete
+        degraded_end = min(n, max(old.hot_start, old.degraded_end)) if need < stop else min(n, old.degraded_end)
+        self.marks = Marks(n, need, min(old.quant_end, whole), degraded_end)
+        return need, max(need, stop)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.marks = self._fresh()
+
+    # What stands where, in tokens. Sinks and hot are exact; `both` of the hot ones exist in cold form too.
+
+    @property
+    def sink_tokens(self) -> int:
+        return min(self.marks.n, self.sinks)
+
+    @property
+    def hot_tokens(self) -> int:
+        return max(0, self.marks.n - self.marks.hot_start)
+
+    @property
+    def cold_tokens(self) -> int:
+        return max(0, self.marks.quant_end - self.sinks)
+
+    @property
+    def degraded_tokens(self) -> int:
+        return max(0, self.marks.degraded_end - self.marks.hot_start)
+
+    def peak_tokens(self, step: Step) -> tuple[int, int]:
+        """(hot, cold) tokens past the sinks that are stored at the fullest moment of the step."""
+        return max(0, step.pos + step.n - self.marks.hot_start), step.cold_to - self.sinks

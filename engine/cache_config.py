@@ -1,0 +1,106 @@
+"""KVCacheConfig: what a user says about the cache, checked; and CachePlan: what that means for a given model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mixkv.kernels import LayerFormat, cache_type
+from mixkv.kernels.errors import ConfigError
+
+ROTATE = ("auto", "on", "off")
+ROTATE_BELOW_BITS = 5.5
+"""`rotate = auto` turns K or V into rotated space for cold types of up to this many bits (5-bit types included)."""
+
+LAYER_KEYS = ("type_k", "type_v", "rotate")
+
+
+@dataclass(frozen=True)
+class KVCacheConfig:
+    """Settings of the KV cache.
+
+    mixed_kv_cache: recent tokens exact, old ones in the cold types; off: one uniform type (llama-cli's meaning).
+    hot_window: newest tokens kept in FP16 (at least so many, at most 15 more). sink_tokens: first tokens kept in FP16.
+    type_k, type_v: f32, f16, q8_0 or q4_0; None is q4_0 for the mixed cache and f16 without it. rotate: Hadamard
+    rotation, auto = on for quantized types of 5 bits and fewer. rollback_reserve: newest tokens that `truncate` can
+    take back exactly, whatever the window. per_layer: {layer: {type_k, type_v, rotate}} where layers differ.
+    """
+
+    mixed_kv_cache: bool = False
+    hot_window: int = 512
+    sink_tokens: int = 16
+    type_k: str | None = None
+    type_v: str | None = None
+    rotate: str = "auto"
+    rollback_reserve: int = 0
+    per_layer: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.mixed_kv_cache, bool):
+            raise ConfigError(f"mixed_kv_cache {self.mixed_kv_cache!r} must be True or False")
+        for name in ("hot_window", "sink_tokens", "rollback_reserve"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
+                raise ConfigError(f"{name} {value!r} must be a number of tokens, 0 or more")
+        _check_layer(self.type_k, self.type_v, self.rotate)
+        for layer, settings in self.per_layer.items():
+            if not isinstance(layer, int) or layer < 0:
+                raise ConfigError(f"per_layer key {layer!r} must be a layer number")
+            if unknown := set(settings) - set(LAYER_KEYS):
+                raise ConfigError(f"per_layer[{layer}] has no setting {min(unknown)!r}: use {', '.join(LAYER_KEYS)}")
+            _check_layer(settings.get("type_k"), settings.get("type_v"), settings.get("rotate", "auto"))
+
+    @classmethod
+    def from_keywords(cls, **settings: Any) -> KVCacheConfig:
+        """From keywords; an unknown one is a ConfigError that lists those there are."""
+        known = [f.name for f in fields(cls)]
+        if unknown := set(settings) - set(known):
+            raise ConfigError(f"unknown cache setting {min(unknown)!r}: use {', '.join(known)}")
+        return cls(**settings)
+
+
+def _check_layer(type_k: str | None, type_v: str | None, rotate: str) -> None:
+    for kind in (type_k, type_v):
+        if kind is not None:
+            cache_type(kind)
+    if rotate not in ROTATE:
+        raise ConfigError(f"rotate {rotate!r} must be one of {', '.join(ROTATE)}")
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """The cache of one model: a format for each layer and the policy's numbers. hot_window None: never cold."""
+
+    layers: tuple[LayerFormat, ...]
+    hot_window: int | None
+    sink_tokens: int
+    rollback_reserve: int = 0
+
+    @classmethod
+    def of(cls, config: KVCacheConfig, n_layers: int) -> CachePlan:
+        """Resolve `config` for a model of n_layers. ConfigError if per_layer names a layer that it lacks."""
+        if beyond := [i for i in config.per_layer if i >= n_layers]:
+            raise ConfigError(f"per_layer names layer {beyond[0]}, but the model has layers 0 to {n_layers - 1}")
+        layers = tuple(_layer_format(config, config.per_layer.get(i, {})) for i in range(n_layers))
+        if config.mixed_kv_cache:
+            return cls(layers, config.hot_window, config.sink_tokens, config.rollback_reserve)
+        # Uniform caches are this machinery with other settings: float types are hot for ever, quantized ones have
+        # no window and no sinks, so that a token is quantized as soon as its tile is full.
+        floats = all(cache_type(kind).is_float for f in layers for kind in (f.type_k, f.type_v))
+        return cls(layers, None if floats else 0, 0, config.rollback_reserve)
+
+
+def _layer_format(config: KVCacheConfig, override: Mapping[str, str]) -> LayerFormat:
+    default = "q4_0" if config.mixed_kv_cache else "f16"
+    type_k = override.get("type_k") or config.type_k or default
+    type_v = override.get("type_v") or config.type_v or default
+    rotate = override.get("rotate", config.rotate)
+
+    def rotated(kind: str) -> bool:
+        return rotate == "on" or (rotate == "auto" and cache_type(kind).bits <= ROTATE_BELOW_BITS)
+
+    def hot(kind: str) -> str:
+        return "f32" if kind == "f32" else "f16"
+
+    return LayerFormat(type_k, type_v, hot(type_k), hot(type_v), rotated(type_k), rotated(type_v))

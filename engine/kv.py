@@ -1,0 +1,182 @@
+"""KVCache: one sequence's cache, the policy's integers and the store's numbers side by side, and its statistics."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from mixkv.engine.cache import CachePolicy, Step
+from mixkv.engine.cache_config import CachePlan
+from mixkv.kernels import cache_type, ops
+from mixkv.kernels.errors import InputError
+from mixkv.models.config import ModelConfig
+from mixkv.models.llama import F32
+
+Attend = Callable[[int, F32, F32, F32], F32]
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """Tokens and bytes of a cache, all layers together.
+
+    Bytes are those of stored tokens; `scale_bytes` are part of `cold_bytes`. peak_bytes: the most there ever was, the
+    moments inside a prefill chunk included. fp16_bytes: what as many tokens take in a plain FP16 cache.
+    degraded_tokens: tokens read as hot whose values were restored from the cold form.
+    """
+
+    n_tokens: int
+    n_ctx: int
+    sink_tokens: int
+    hot_tokens: int
+    cold_tokens: int
+    degraded_tokens: int
+    sink_bytes: int
+    hot_bytes: int
+    cold_bytes: int
+    scale_bytes: int
+    peak_bytes: int
+    fp16_bytes: int
+    bits_per_element: float
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tokens."""
+        return self.sink_bytes + self.hot_bytes + self.cold_bytes
+
+
+class KVCache:
+    """The cache of one sequence. `n` tokens are stored; `step` adds more; `truncate` takes some back."""
+
+    def __init__(self, model: ModelConfig, plan: CachePlan, *, n_ctx: int, chunk: int) -> None:
+        self.plan, self._model = plan, model
+        self._policy = CachePolicy(
+            n_ctx=n_ctx,
+            sink_tokens=plan.sink_tokens,
+            hot_window=plan.hot_window,
+            rollback_reserve=plan.rollback_reserve,
+            chunk=chunk,
+        )
+        self.store = ops.KVStore(
+            plan.layers,
+            n_kv_heads=model.n_kv_heads,
+            head_dim_k=model.head_dim_k,
+            head_dim_v=model.head_dim_v,
+            n_ctx=n_ctx,
+            sink_tokens=plan.sink_tokens,
+            hot_tiles=self._policy.hot_tiles,
+        )
+        self._row_bytes = RowBytes.of(model, plan)
+        self._peak = 0
+
+    @property
+    def n(self) -> int:
+        """Tokens stored."""
+        return self._policy.n
+
+    @property
+    def policy(self) -> CachePolicy:
+        """The integers; sessions read and set them."""
+        return self._policy
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tokens."""
+        return self.stats().nbytes
+
+    @property
+    def bits_per_element(self) -> float:
+        """Average bits of a stored number."""
+        return self.stats().bits_per_element
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most bytes of stored tokens there ever were."""
+        return self._peak
+
+    @contextmanager
+    def step(self, n: int) -> Iterator[tuple[int, Attend]]:
+        """A chunk of n tokens: gives its first position and the `attend` that every layer calls once.
+
+        The tokens count as stored when the block ends; if it is left by an exception, the cache is as before.
+        ContextFullError if they do not fit.
+        """
+        step: Step = self._policy.step(n)
+        scale = self._model.attention_scale
+
+        def attend(layer: int, q: F32, k: F32, v: F32) -> F32:
+            return self.store.step(
+                layer, q, k, v, step.pos, step.hot_from, step.cold_from, step.cold_to, scale=scale
+            )
+
+        yield step.pos, attend
+        hot, cold = self._policy.peak_tokens(step)
+        self._policy.commit(step)
+        self._peak = max(self._peak, self._row_bytes.total(self._policy.sink_tokens, hot, cold))
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first n tokens. See CachePolicy.truncate for when that is exact."""
+        if not 0 <= n <= self.n:
+            raise InputError(f"cannot truncate a cache of {self.n} tokens to {n}")
+        start, stop = self._policy.truncate(n)
+        if start < stop:
+            for layer in range(len(self.plan.layers)):
+                self.store.rehydrate(layer, start, stop)
+
+    def clear(self) -> None:
+        """Forget everything, the peak included."""
+        self._policy.clear()
+        self._peak = 0
+
+    def fork(self) -> KVCache:
+        """An independent copy of the sequence."""
+        twin = copy.copy(self)
+        twin._policy, twin.store = copy.copy(self._policy), self.store.copy()
+        return twin
+
+    def stats(self) -> CacheStats:
+        """Tokens and bytes now."""
+        p, rows = self._policy, self._row_bytes
+        total = rows.total(p.sink_tokens, p.hot_tokens, p.cold_tokens)
+        return CacheStats(
+            n_tokens=p.n,
+            n_ctx=p.n_ctx,
+            sink_tokens=p.sink_tokens,
+            hot_tokens=p.hot_tokens,
+            cold_tokens=p.cold_tokens,
+            degraded_tokens=p.degraded_tokens,
+            sink_bytes=p.sink_tokens * rows.hot,
+            hot_bytes=p.hot_tokens * rows.hot,
+            cold_bytes=p.cold_tokens * rows.cold,
+            scale_bytes=p.cold_tokens * rows.scales,
+            peak_bytes=self._peak,
+            fp16_bytes=p.n * rows.elements * 2,
+            bits_per_element=8 * total / (p.n * rows.elements) if p.n else 0.0,
+        )
+
+
+@dataclass(frozen=True)
+class RowBytes:
+    """Bytes of one token over all layers and heads, K and V: hot, cold, the scales among them; and its numbers."""
+
+    hot: int
+    cold: int
+    scales: int
+    elements: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, plan: CachePlan) -> RowBytes:
+        hot = cold = scales = 0
+        for f in plan.layers:
+            for hot_kind, kind, head_dim in (
+                (f.hot_k, f.type_k, model.head_dim_k),
+                (f.hot_v, f.type_v, model.head_dim_v),
+            ):
+                hot += model.n_kv_heads * cache_type(hot_kind).row_bytes(head_dim)
+                cold += model.n_kv_heads * cache_type(kind).row_bytes(head_dim)
+                scales += model.n_kv_heads * cache_type(kind).row_scale_bytes(head_dim)
+        return cls(hot, cold, scales, len(plan.layers) * model.n_kv_heads * (model.head_dim_k + model.head_dim_v))
+
+    def total(self, sinks: int, hot: int, cold: int) -> int:
+        return (sinks + hot) * self.hot + cold * self.cold
