@@ -8,12 +8,13 @@ user's text into one.
 
 from __future__ import annotations
 
+from tokenizers import Tokenizer as MergeEngine
+from tokenizers.models import BPE
+
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.engine.tokenizer.pretokenizers import find_rule, pre_tokenizer
 from mixkv.engine.tokenizer.vocab import Vocabulary
 from mixkv.kernels.errors import TokenizerError
-from tokenizers import Tokenizer as MergeEngine
-from tokenizers.models import BPE
 
 
 def _alphabet() -> list[str]:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from mixkv.kernels.errors import MixkvWarning
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
+
+from mixkv.kernels.errors import MixkvWarning
 
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 _SPACES = r"\s+(?!\S)|\s+"

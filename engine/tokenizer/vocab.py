@@ -14,25 +14,30 @@ from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
+
 from mixkv.kernels.errors import TokenizerError
 from mixkv.models.gguf import GGUFFile
 
 NO_ID = 0xFFFF_FFFF  # how files write "there is no such token"
 
 # Texts of tokens that end a generation, whatever the metadata says.
-END_TEXTS = frozenset(
-    "<|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <end_of_turn> <|endoftext|> </s> "
-    "<|eom_id|> <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> "
-    "<｜end▁of▁sentence｜> [e~[ "
-    # code models: padding, next repository, next file
-    "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> "
-    "<|file_sep|>".split()
-)
-# Texts that files sometimes mark as ordinary tokens although they steer the model.
-CONTROL_TEXTS = END_TEXTS | frozenset(
-    "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|fim_suffix|> <fim-suffix> <fim_suffix> "
-    "<｜fim▁hole｜> <SUF> ▁<SUF> <|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID>".split()
-)
+_END_OF_TEXT = """
+    <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <end_of_turn> <|endoftext|> </s> <|eom_id|>
+    <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> [e~[
+    <\uff5cend\u2581of\u2581sentence\uff5c>
+"""
+# In code models also padding, the next repository and the next file end it.
+_END_OF_FILE = """
+    <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
+"""
+# Further texts that files sometimes mark as ordinary tokens although they steer the model: gaps to fill in.
+_FILL_IN = """
+    <|fim_prefix|> <fim-prefix> <fim_prefix> <PRE> \u2581<PRE> <\uff5cfim\u2581begin\uff5c>
+    <|fim_suffix|> <fim-suffix> <fim_suffix> <SUF> \u2581<SUF> <\uff5cfim\u2581hole\uff5c>
+    <|fim_middle|> <fim-middle> <fim_middle> <MID> \u2581<MID> <\uff5cfim\u2581end\uff5c>
+"""
+END_TEXTS = frozenset((_END_OF_TEXT + _END_OF_FILE).split())
+CONTROL_TEXTS = END_TEXTS | frozenset(_FILL_IN.split())
 
 
 class TokenType(IntEnum):
@@ -212,7 +217,7 @@ def _mark_control(tokens: Sequence[bytes], types: list[int]) -> set[int]:
             types[i] = int(TokenType.CONTROL)
             if control[token]:
                 ending[token] = i
-    if b"<|return|>" in ending and b"<|call|>" in ending or b"<|flush|>" in ending and b"<|calls|>" in ending:
+    if {b"<|return|>", b"<|call|>"} <= ending.keys() or {b"<|flush|>", b"<|calls|>"} <= ending.keys():
         ending.pop(b"<|end|>", None)  # there it closes one message of an answer, not the answer
     if b"<|tool_response>" in ending:
         ending.pop(b"</s>", None)
