@@ -1,9 +1,9 @@
 """Open GGUF model files: memory-mapped, checked, nothing read that is not used.
 
 Know before you change this room: `open_gguf` reads the header only; weights are read from disk when `raw` or
-`array_of` touches them. Split models (`name-00001-of-00003.gguf`) look like one file. A failure is a GGUFError and
-leaves no file or map open. Neighbours: gguf_header.py (the parser), gguf_metadata.py (keys and values),
-gguf_types.py (limits and types).
+`array_of` touches them. Split models (`name-00001-of-00003.gguf`) look like one file. A failure is a
+GGUFError and leaves no file or map open. Neighbours: gguf_header.py (the parser), gguf_metadata.py (keys and
+values), gguf_types.py (limits and types).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import mmap
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from types import TracebackType
 import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
+
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf_header import Header, parse_header
 from mixkv.models.gguf_metadata import Metadata
@@ -177,7 +179,7 @@ def _part_index(part: _Part) -> int:
     return part.header.metadata.uint("split.no", maximum=0xFFFF)
 
 
-def _part_paths(part: _Part, n_parts: int) -> list[Path]:
+def _part_paths(part: _Part, n_parts: int) -> Iterator[Path]:
     """Paths of all parts, from the name of one: `stem-%05d-of-%05d.gguf`, counted from 1."""
     i = _part_index(part)
     ending = f"-{i + 1:05d}-of-{n_parts:05d}.gguf"
@@ -187,7 +189,8 @@ def _part_paths(part: _Part, n_parts: int) -> list[Path]:
             f"{ending}; give the file its name back"
         )
     stem = part.path.name.removesuffix(ending)
-    return [part.path.with_name(f"{stem}-{k + 1:05d}-of-{n_parts:05d}.gguf") for k in range(n_parts)]
+    for k in range(n_parts):  # lazily: a file may claim 65,535 parts
+        yield part.path.with_name(f"{stem}-{k + 1:05d}-of-{n_parts:05d}.gguf")
 
 
 def _open_part(path: Path, i: int, n_parts: int) -> _Part:
@@ -217,9 +220,7 @@ def _merge_tensors(parts: list[_Part]) -> dict[str, TensorInfo]:
         for name, info in part.header.tensors.items():
             if name in merged:
                 other = parts[merged[name].part].path.name
-                raise GGUFError(
-                    f"{part.path}: tensor {quoted(name)} is in part {other} as well; download again"
-                )
+                raise GGUFError(f"{part.path}: tensor {quoted(name)} is in part {other} as well; download again")
             merged[name] = replace(info, part=i)
         if len(merged) > MAX_ENTRIES:
             raise GGUFError(f"{part.path}: the parts up to here hold more than {MAX_ENTRIES} tensors")

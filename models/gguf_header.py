@@ -1,9 +1,9 @@
 """Parse the header of a GGUF file: counts, keys and values, tensor infos.
 
 Know before you change this room: every number here comes from a stranger. Each is compared with a limit
-(gguf_types.py) and with the bytes that remain before it is used; Python integers cannot wrap, so products are
-safe. Nothing is allocated in proportion to a number from the file unless that many bytes are really there. The
-only failure is GGUFError. Little-endian, versions 2 and 3:
+(gguf_types.py) and with the bytes that remain before it is used; Python integers cannot wrap, so products
+are safe. Nothing is allocated in proportion to a number from the file unless that many bytes are really there.
+The only failure is GGUFError. Little-endian, versions 2 and 3:
 
     "GGUF" | version u32 | n_tensors u64 | n_kv u64
     n_kv x      { key: string | type u32 | value }               array value: type u32 | count u64 | elements
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from struct import Struct
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf_metadata import Metadata, Number, Span
 from mixkv.models.gguf_types import (
@@ -130,7 +131,7 @@ class _Cursor:
         return self.skip(length, what), self.at
 
     def name(self, what: str, limit: int) -> str:
-        start, stop = self.string(what, limit)
+        start, stop = self.string(f"the name of {what}", limit)
         if start == stop:
             raise self.error(f"{what} has an empty name (at offset {start})")
         try:
@@ -239,10 +240,8 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
     return TensorInfo(name, ggml_type, tensor.shape, tensor.offset, rows * row_bytes)
 
 
-def _place(
-    cursor: _Cursor, tensors: dict[str, TensorInfo], data_start: int, alignment: int
-) -> dict[str, TensorInfo]:
-    """Make offsets count from the start of the file; each tensor is aligned, inside the file, overlaps none."""
+def _place(cursor: _Cursor, tensors: dict[str, TensorInfo], data_start: int, alignment: int) -> dict[str, TensorInfo]:
+    """The tensors with offsets from the start of the file: aligned, inside the file, none overlapping."""
     placed = {}
     for t in tensors.values():
         if t.offset % alignment:
@@ -250,9 +249,7 @@ def _place(
         start = data_start + t.offset
         # an empty tensor may stand behind a last tensor whose padding was not written
         if start + t.n_bytes > cursor.size + (alignment if t.n_bytes == 0 else 0):
-            raise cursor.error(
-                f"tensor {quoted(t.name)} needs bytes {start} .. {start + t.n_bytes} of {cursor.size}"
-            )
+            raise cursor.error(f"tensor {quoted(t.name)} needs bytes {start} .. {start + t.n_bytes} of {cursor.size}")
         placed[t.name] = TensorInfo(t.name, t.ggml_type, t.shape, start, t.n_bytes)
 
     before = None

@@ -1,8 +1,8 @@
 """The key-value section of a GGUF file: a read-only mapping, and getters that check the type.
 
 Know before you change this room: numbers are read when the file is opened, strings and arrays stay as offsets
-into the map until somebody asks (a vocabulary has 10^5 of them). The parser has already checked that every offset
-and length lies inside the file, so nothing here can run out of it.
+into the map until somebody asks (a vocabulary has 10^5 of them). The parser has already checked that every
+offset and length lies inside the file, so nothing here can run out of it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 from gguf import GGUFValueType
+from numpy.typing import DTypeLike
+
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf_types import FLOAT_TYPES, INTEGER_TYPES, SCALAR_DTYPES, quoted
-from numpy.typing import DTypeLike
 
 _U64 = Struct("<Q")
 
@@ -43,16 +44,16 @@ class Span(NamedTuple):
 
 
 class Metadata(Mapping[str, Value]):
-    """Keys and values of one file. `metadata[key]` and `metadata.get(key, default)` give what the file holds: int,
-    float, bool, str (invalid UTF-8 replaced), a read-only array, or list[bytes] for an array of strings.
+    """Keys and values of one file.
+
+    `metadata[key]` and `metadata.get(key, default)` give what the file holds: int, float, bool, str (invalid
+    UTF-8 replaced), a read-only array, or list[bytes] for an array of strings.
 
     The typed getters (`uint`, `float`, `bool`, `str`, `strings`, `array`) raise GGUFError when the value has
     another type, or when the key is missing and no default was given.
     """
 
-    def __init__(
-        self, path: builtins.str, buffer: mmap.mmap, entries: dict[builtins.str, Number | Span]
-    ) -> None:
+    def __init__(self, path: builtins.str, buffer: mmap.mmap, entries: dict[builtins.str, Number | Span]) -> None:
         self._path, self._map, self._entries = path, buffer, entries
 
     def __getitem__(self, key: builtins.str) -> Value:
@@ -151,9 +152,7 @@ class Metadata(Mapping[str, Value]):
     def _array(self, span: Span) -> np.ndarray:
         assert span.element is not None
         dtype = SCALAR_DTYPES[span.element]
-        if (
-            dtype.kind == "b"
-        ):  # any byte but 0 is true, and NumPy must not see bytes other than 0 and 1 as bool
+        if dtype.kind == "b":  # any byte but 0 is true, and NumPy must not see bytes other than 0 and 1 as bool
             return np.frombuffer(self._read(span), dtype=np.uint8) != 0
         return np.frombuffer(self._read(span), dtype=dtype)
 

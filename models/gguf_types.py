@@ -1,8 +1,8 @@
 """Limits, value types and weight types of GGUF files.
 
 Know before you change this room: the limits are promises (a file from a stranger costs little time and memory
-whatever it claims), each checked before anything is allocated. Type numbers, block sizes and value types come from
-the `gguf` package; nothing here reads a file.
+whatever it claims), each checked before anything is allocated. Type numbers, block sizes and value types come
+from the `gguf` package; nothing here reads a file.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -25,9 +25,7 @@ MAX_ENTRIES = 65_536  # of keys, and of tensors
 MAX_DIMS = 4
 MAX_ALIGNMENT = 1 << 20
 MAX_TENSOR_NAME_BYTES = 64
-MAX_ELEMENTS = (
-    1 << 59
-)  # of the dimensions that are not 0: times 8 bytes it still fits into int64 (C++, NumPy)
+MAX_ELEMENTS = 1 << 59  # of the dimensions that are not 0: times 8 bytes it still fits into int64 (C++, NumPy)
 
 MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, one character, type, the smallest value
 MIN_TENSOR_BYTES = 8 + 1 + 4 + 4 + 8  # length, one character, n_dims (0), type, offset
@@ -62,8 +60,8 @@ WEIGHT_TYPES = frozenset({
 class TensorInfo:
     """Where one tensor lies and what it is.
 
-    shape is in NumPy order, the reverse of GGUF's `ne`: a matrix is (rows, cols). offset counts bytes from the
-    start of its file; `part` is the index of that file in a split model (0 otherwise).
+    shape is in NumPy order, the reverse of GGUF's `ne`: a matrix is (rows, cols). offset counts bytes from
+    the start of its file; `part` is the index of that file in a split model (0 otherwise).
     """
 
     name: str
