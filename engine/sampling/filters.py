@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ class Candidates:
     @classmethod
     def of(cls, logits: NDArray[np.floating]) -> Candidates:
         """All tokens of a row of logits (n_vocab,) but those at -inf; at least one must be finite, none NaN."""
-        everything = cls(np.arange(len(logits)), logits)
+        everything = cls(_all_ids(len(logits)), logits)
         return everything if logits.min() > -np.inf else everything.keep(logits > -np.inf)
 
 
@@ -123,12 +123,22 @@ def draw(candidates: Candidates, rng: np.random.Generator) -> int:
     return int(np.searchsorted(running, point, side="right"))
 
 
+@lru_cache(maxsize=4)
+def _all_ids(n_vocab: int) -> NDArray[np.int64]:
+    """0 .. n_vocab-1, shared and read-only: making it anew costs more than the whole of top-k (page faults)."""
+    ids = np.arange(n_vocab)
+    ids.setflags(write=False)
+    return ids
+
+
 def _smallest(key: NDArray[np.floating], k: int) -> NDArray[np.intp]:
     """Ascending indices of the k smallest keys, exactly k, lowest indices among equals; 1 <= k < n."""
     limit = np.partition(key, k - 1)[k - 1]
-    below = np.flatnonzero(key < limit)
-    equal = np.flatnonzero(key == limit)[: k - len(below)]
-    return np.sort(np.concatenate([below, equal]))
+    chosen = np.flatnonzero(key <= limit)
+    if len(chosen) > k:
+        equal = np.flatnonzero(key[chosen] == limit)
+        chosen = np.delete(chosen, equal[k - len(chosen) :])
+    return chosen
 
 
 def _smallest_mass(

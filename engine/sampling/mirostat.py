@@ -8,6 +8,7 @@ the tokens that were left, as llama.cpp does, and then move mu by the learning r
 from __future__ import annotations
 
 import numpy as np
+
 from mixkv.engine.sampling.filters import Candidates, draw, top_k
 
 _ZIPF_TOKENS = 100

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from mixkv.engine.sampling import filters, penalties
 from mixkv.engine.sampling.filters import Candidates
 from mixkv.engine.sampling.mirostat import Mirostat
 from mixkv.engine.sampling.params import SamplingParams
 from mixkv.kernels.errors import ConfigError, InputError
-from numpy.typing import ArrayLike, NDArray
 
 Edit = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Filter = Callable[[Candidates], Candidates]
