@@ -85,13 +85,17 @@ class CachePolicy:
             return self.sinks
         return self.sinks + TILE * (max(0, p + 1 - self.window - self.sinks) // TILE)
 
+    def check_room(self, n: int) -> None:
+        """ContextFullError if n more tokens exceed the context."""
+        if self.n + n > self.n_ctx:
+            raise ContextFullError(
+                f"{n} more tokens after {self.n} exceed the context of {self.n_ctx}: load with a larger n_ctx (-c)"
+            )
+
     def step(self, n: int) -> Step:
         """Orders for the next n tokens; nothing changes until `commit`. ContextFullError if they do not fit."""
+        self.check_room(n)
         pos, end = self.marks.n, self.marks.n + n
-        if end > self.n_ctx:
-            raise ContextFullError(
-                f"{n} more tokens after {pos} exceed the context of {self.n_ctx}: load with a larger n_ctx (-c)"
-            )
         assert 0 < n <= self.chunk, "a step is at most one chunk long"
         hot_from = np.array([self.first_hot(p) for p in range(pos, end)], np.int64)
         cold_to = max(self.marks.quant_end, self.first_hot(end))
@@ -116,6 +120,10 @@ class CachePolicy:
         degraded_end = min(n, max(old.hot_start, old.degraded_end)) if need < stop else min(n, old.degraded_end)
         self.marks = Marks(n, need, min(old.quant_end, whole), degraded_end)
         return need, max(need, stop)
+
+    def truncates_exactly(self, n: int) -> bool:
+        """Whether `truncate(n)` leaves every recent token as exact as it is now."""
+        return min(n, self.marks.hot_start) <= self.first_hot(n)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -1,1 +1,70 @@
-"""mixkv: LLM inference for long contexts on ordinary CPUs."""
+"""mixkv: LLM inference for long contexts on ordinary CPUs.
+
+llm = mixkv.load("model.gguf", n_ctx=32768, mixed_kv_cache=True)
+print(llm.generate("Once upon a time", max_tokens=64).text)
+"""
+
+from importlib.metadata import version
+
+from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.generation import Generation
+from mixkv.engine.kv import CacheStats, KVCache
+from mixkv.engine.llm import LLM, generate, load
+from mixkv.engine.results import Chunk, Completion, GenerationStats, TokenLogprob
+from mixkv.engine.sampling import SamplingParams
+from mixkv.kernels import (
+    AttentionState,
+    QuantizedRows,
+    attend,
+    empty_state,
+    finalize,
+    flash_attn_with_state,
+    merge,
+    sink_state,
+)
+from mixkv.kernels.errors import (
+    ConfigError,
+    ContextFullError,
+    GGUFError,
+    InputError,
+    MixkvError,
+    MixkvWarning,
+    OutOfMemoryError,
+    SessionError,
+    TokenizerError,
+)
+
+__version__ = version("mixkv")
+
+__all__ = [
+    "LLM",
+    "AttentionState",
+    "CacheStats",
+    "Chunk",
+    "Completion",
+    "ConfigError",
+    "ContextFullError",
+    "GGUFError",
+    "Generation",
+    "GenerationStats",
+    "InputError",
+    "KVCache",
+    "KVCacheConfig",
+    "MixkvError",
+    "MixkvWarning",
+    "OutOfMemoryError",
+    "QuantizedRows",
+    "SamplingParams",
+    "SessionError",
+    "TokenLogprob",
+    "TokenizerError",
+    "__version__",
+    "attend",
+    "empty_state",
+    "finalize",
+    "flash_attn_with_state",
+    "generate",
+    "load",
+    "merge",
+    "sink_state",
+]

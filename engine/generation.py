@@ -1,0 +1,137 @@
+"""One generation as an iterator of chunks: prefill, then sample, detokenize, watch for stops, decode, repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from mixkv.engine.results import Chunk, Completion, GenerationStats, TokenLogprob
+from mixkv.engine.sampling import Sampler, SamplingParams
+from mixkv.engine.sequence import Progress, Sequence
+from mixkv.engine.stops import StopMatcher
+from mixkv.engine.tokenizer.base import Tokenizer
+from mixkv.engine.tokenizer.detokenizer import StreamDetokenizer
+from mixkv.models.llama import F32
+
+
+class Generation:
+    """Iterate over it for chunks; afterwards (or in between) `text`, `tokens`, `finish_reason` and `stats` hold.
+
+    A KeyboardInterrupt while a token is computed ends it with finish_reason "interrupted" and what there is.
+    """
+
+    def __init__(
+        self, sequence: Sequence, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams, *,
+        load_seconds: float = 0.0, exact_prefix: bool = False, progress: Progress | None = None,
+    ) -> None:  # fmt: skip
+        self.sequence, self.params, self.prompt = sequence, params, prompt
+        self.sampler = Sampler(
+            params, sequence.model.config.n_vocab, tokenizer.decode, eog_tokens=sorted(tokenizer.eog_ids)
+        )
+        self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.finish_reason: str | None = None
+        self._text: list[str] = []
+        self._eog_ids = tokenizer.eog_ids
+        self._detokenizer, self._stops = StreamDetokenizer(tokenizer), StopMatcher(params.stop)
+        self._load_seconds, self._exact_prefix, self._progress = load_seconds, exact_prefix, progress
+        self._reused, self._prompt_seconds, self._decode_seconds = 0, 0.0, 0.0
+        self._chunks = self._run()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        return self
+
+    def __next__(self) -> Chunk:
+        return next(self._chunks)
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return "".join(self._text)
+
+    @property
+    def stats(self) -> GenerationStats:
+        """What it cost so far."""
+        return GenerationStats(
+            load_seconds=self._load_seconds,
+            prompt_tokens=len(self.prompt),
+            reused_tokens=self._reused,
+            prompt_seconds=self._prompt_seconds,
+            generated_tokens=len(self.tokens),
+            decode_seconds=self._decode_seconds,
+            seed=self.sampler.seed,
+            cache=self.sequence.cache.stats(),
+        )
+
+    def completion(self) -> Completion:
+        """Run to the end and return the whole."""
+        for _ in self:
+            pass
+        assert self.finish_reason is not None
+        return Completion(
+            self.text,
+            self.tokens,
+            self.finish_reason,
+            self.logprobs if self.params.logprobs is not None else None,
+            self.stats,
+            self._stops.matched,
+        )
+
+    def _run(self) -> Iterator[Chunk]:
+        limit = self.params.max_tokens
+        try:
+            logits = self._prefill() if limit != 0 else np.empty((0, 0), np.float32)
+            while limit is None or len(self.tokens) < limit:
+                if self.tokens:
+                    if self.sequence.cache.n >= self.sequence.cache.policy.n_ctx:
+                        break
+                    logits = self._decode()
+                token = self.sampler.sample(logits[-1])
+                if token in self._eog_ids and not self.params.ignore_eos:
+                    yield self._finish("stop")
+                    return
+                chunk, stopped = self._accept(token, logits[-1])
+                yield chunk
+                if stopped:
+                    yield self._finish("stop")
+                    return
+            yield self._finish("length")
+        except KeyboardInterrupt:
+            yield self._finish("interrupted")
+
+    def _prefill(self) -> F32:
+        start = time.perf_counter()
+        self._reused = self.sequence.keep_prefix(self.prompt, self._exact_prefix)
+        self.sampler.extend(self.prompt)
+        try:
+            return self.sequence.feed(self.prompt[self._reused :], progress=self._progress)
+        finally:
+            self._prompt_seconds = time.perf_counter() - start
+
+    def _decode(self) -> F32:
+        start = time.perf_counter()
+        try:
+            return self.sequence.feed(self.tokens[-1:])
+        finally:
+            self._decode_seconds += time.perf_counter() - start
+
+    def _accept(self, token: int, logits: F32) -> tuple[Chunk, bool]:
+        self.sampler.accept(token)
+        self.tokens.append(token)
+        logprob = top = None
+        if self.params.logprobs is not None:
+            entry = self.sampler.logprobs(logits, token, self.params.logprobs)
+            logprob, top = entry.logprob, entry.top
+            self.logprobs.append(TokenLogprob(token, logprob, top))
+        text, stopped = self._stops.push(self._detokenizer.push(token))
+        self._text.append(text)
+        return Chunk(text, token, logprob, top), stopped
+
+    def _finish(self, reason: str) -> Chunk:
+        rest, stopped = self._stops.push(self._detokenizer.flush())
+        rest += self._stops.flush()
+        self._text.append(rest)
+        self.finish_reason = "stop" if stopped else reason
+        return Chunk(rest, finish_reason=self.finish_reason)

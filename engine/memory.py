@@ -1,0 +1,96 @@
+"""Whether a model and its cache fit into this machine, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixkv.engine.cache import CachePolicy
+from mixkv.engine.cache_config import CachePlan
+from mixkv.engine.kv import RowBytes
+from mixkv.kernels.errors import OutOfMemoryError
+from mixkv.models.config import ModelConfig
+from mixkv.models.gguf import GGUFFile
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes that a model will need: packed weights, the cache when it is full, and work space."""
+
+    weights: int
+    cache: int
+    scratch: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.scratch
+
+    def check(self, available: int | None) -> None:
+        """OutOfMemoryError if `available` bytes (None: unknown) are too few."""
+        if available is not None and self.total > available:
+            raise OutOfMemoryError(
+                f"weights {self.weights // MIB} MiB + cache {self.cache // MIB} MiB + "
+                f"scratch {self.scratch // MIB} MiB exceed the {available // MIB} MiB that this machine has free: use a smaller context (-c), "
+                "--mixed-kv-cache, or a smaller model"
+            )
+
+
+def cache_bytes(model: ModelConfig, plan: CachePlan, n_ctx: int, chunk: int) -> int:
+    """Bytes of a full cache of n_ctx tokens, at the fullest moment."""
+    rows = RowBytes.of(model, plan)
+    policy = CachePolicy(
+        n_ctx=n_ctx, sink_tokens=plan.sink_tokens, hot_window=plan.hot_window,
+        rollback_reserve=plan.rollback_reserve, chunk=chunk,
+    )  # fmt: skip
+    cold = 0 if plan.hot_window is None else max(0, policy.first_hot(n_ctx) - plan.sink_tokens)
+    return rows.total(min(n_ctx, plan.sink_tokens), min(n_ctx, policy.hot_tiles * 16), cold)
+
+
+def plan_memory(
+    gguf: GGUFFile, model: ModelConfig, plan: CachePlan, *, n_ctx: int, n_batch: int, dense: bool
+) -> MemoryPlan:
+    """The bytes that loading `gguf` with this cache will need. dense: weights are held as float32."""
+    if dense:
+        weights = sum(4 * _elements(info.shape) for info in gguf.tensors.values())
+    else:
+        weights = sum(info.n_bytes for info in gguf.tensors.values())
+    rows = min(n_batch, n_ctx)
+    width = 3 * model.n_ff + 4 * model.n_embd + 3 * model.n_heads * model.head_dim_k
+    return MemoryPlan(weights, cache_bytes(model, plan, n_ctx, n_batch), 4 * (rows * width + model.n_vocab) + 64 * MIB)
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    n = 1
+    for size in shape:
+        n *= size
+    return n
+
+
+def available_memory() -> int | None:
+    """Bytes that can still be used here: free and reclaimable memory, within the cgroup's limit; None if unknown."""
+    found: list[int] = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+    except (OSError, ValueError, IndexError):
+        pass
+    for limit, usage, stat in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+         "/sys/fs/cgroup/memory/memory.stat"),
+    ):  # fmt: skip
+        try:
+            used = int(Path(usage).read_text()) - _reclaimable(Path(stat))
+            found.append(max(0, int(Path(limit).read_text()) - used))
+        except (OSError, ValueError):  # no such cgroup, or "max"
+            continue
+    return min(found) if found else None
+
+
+def _reclaimable(stat: Path) -> int:
+    """Bytes of file pages that the kernel drops when memory is asked for; a cgroup counts them as used."""
+    fields = dict(line.split() for line in stat.read_text().splitlines())
+    return int(fields.get("inactive_file", 0))

@@ -1,0 +1,37 @@
+"""How many threads to compute with."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+
+from mixkv.kernels.errors import ConfigError, MixkvWarning
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity, and its cgroup's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no such cgroup, or "max"
+        pass
+    return max(1, cores)
+
+
+def choose_threads(n_threads: int | None) -> int:
+    """The number asked for, or the usable cores; warns where more threads than cores are asked for."""
+    cores = usable_cores()
+    if n_threads is None or n_threads == -1:
+        return cores
+    if isinstance(n_threads, bool) or not isinstance(n_threads, int) or not 1 <= n_threads <= 4096:
+        raise ConfigError(f"n_threads {n_threads!r} must be a number of threads, 1 or more")
+    if n_threads > cores:
+        warnings.warn(
+            f"{n_threads} threads on {cores} usable cores: more threads than cores slow each other down",
+            MixkvWarning,
+            stacklevel=3,
+        )
+    return n_threads
