@@ -30,9 +30,9 @@ class MemoryPlan:
     def check(self, available: int | None) -> None:
         """OutOfMemoryError if `available` bytes (None: unknown) are too few."""
         if available is not None and self.total > available:
+            needs = " + ".join(f"{name} {getattr(self, name) // MIB} MiB" for name in ("weights", "cache", "scratch"))
             raise OutOfMemoryError(
-                f"weights {self.weights // MIB} MiB + cache {self.cache // MIB} MiB + "
-                f"scratch {self.scratch // MIB} MiB exceed the {available // MIB} MiB that this machine has free: use a smaller context (-c), "
+                f"{needs} exceed the {available // MIB} MiB that this machine has free: use a smaller context (-c), "
                 "--mixed-kv-cache, or a smaller model"
             )
 
