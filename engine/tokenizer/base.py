@@ -26,7 +26,8 @@ class Tokenizer(ABC):
 
     def __init__(self, vocab: Vocabulary, *, add_bos: bool, add_eos: bool) -> None:
         """`add_bos`, `add_eos`: the tokenizer model's defaults, for a file that does not say."""
-        self._vocab = vocab
+        # Not the vocabulary itself, whose merges are large and of no use once the subclass has read them.
+        self._tokens, self._types, self._texts, self._ids = vocab.tokens, vocab.types, vocab.texts, vocab.ids
         self.n_vocab = len(vocab.tokens)
         self.bos_id, self.eos_id, self.eog_ids = vocab.bos_id, vocab.eos_id, vocab.eog_ids
         self.add_bos = (add_bos if vocab.add_bos is None else vocab.add_bos) and vocab.bos_id is not None
@@ -78,7 +79,7 @@ class Tokenizer(ABC):
         """The bytes that a token prints, which may be part of a character. Raises InputError for unknown ids."""
         if not 0 <= token_id < self.n_vocab:
             raise InputError(f"token id {token_id} is outside the vocabulary (0 .. {self.n_vocab - 1})")
-        token, kind = self._vocab.tokens[token_id], self._vocab.types[token_id]
+        token, kind = self._tokens[token_id], self._types[token_id]
         if token_id in self._special or kind == TokenType.USER_DEFINED:
             return token
         return self._plain_piece(token, kind)
@@ -94,7 +95,7 @@ class Tokenizer(ABC):
 
     def token_to_id(self, text: str) -> int | None:
         """Id of the token with this text, written as the vocabulary writes it; None where there is none."""
-        return self._vocab.ids.get(text)
+        return self._ids.get(text)
 
     @cached_property
     def _all_cuts(self) -> list[tuple[str, int]]:
@@ -102,9 +103,8 @@ class Tokenizer(ABC):
 
     def _cuts(self, ids: Iterable[int]) -> list[tuple[str, int]]:
         """Texts to cut out with their ids, in the order in which they are looked for."""
-        texts = self._vocab.texts
-        cuts = [(text, i) for i in ids if (text := texts[i]) is not None]
-        return sorted(cuts, key=lambda cut: (-len(self._vocab.tokens[cut[1]]), cut[1]))
+        cuts = [(text, i) for i in ids if (text := self._texts[i]) is not None]
+        return sorted(cuts, key=lambda cut: (-len(self._tokens[cut[1]]), cut[1]))
 
     def _split(self, text: str, parse_special: bool) -> list[str | int]:
         """The text in order, as stretches of plain text (never empty) and ids of the tokens cut out."""

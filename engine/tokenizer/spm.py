@@ -11,7 +11,7 @@ import sentencepiece
 
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.engine.tokenizer.spm_model import sentencepiece_model
-from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, is_byte_text
+from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary
 from mixkv.kernels.errors import TokenizerError
 
 _SPACE = "\u2581".encode()  # how pieces write a space
@@ -47,6 +47,6 @@ class SPMTokenizer(Tokenizer):
         return [i if i < self.n_vocab else self._fallback for i in ids]
 
     def _plain_piece(self, token: bytes, kind: int) -> bytes:
-        if kind == TokenType.BYTE and is_byte_text(token):
+        if kind == TokenType.BYTE:
             return bytes([int(token[3:5], 16)])
         return token.replace(_SPACE, b" ")

@@ -47,7 +47,7 @@ def sentencepiece_model(vocab: Vocabulary) -> bytes:
         elif kind == TokenType.UNKNOWN:
             written = TokenType.CONTROL if unk_seen else TokenType.UNKNOWN  # sentencepiece allows one
             unk_seen = True
-        elif kind != TokenType.CONTROL and text is not None:
+        elif kind != TokenType.CONTROL and text is not None and not is_byte_text(token):
             # User-defined tokens are cut out beforehand; what is left of them merges like any other, by score.
             name, written = text, TokenType.UNUSED if kind == TokenType.UNUSED else TokenType.NORMAL
         pieces.append(_piece(name, float(vocab.scores[i]), written))

@@ -119,8 +119,13 @@ def make_vocabulary(
             raise TokenizerError(
                 f"the {name} token has id {special}, but the vocabulary has {n_vocab} tokens; convert the model again"
             )
-    guessed = {bos_id: TokenType.CONTROL, eos_id: TokenType.CONTROL, unk_id: TokenType.UNKNOWN}
-    known = [int(t) for t in types[:n_vocab]] if types is not None else _guess_types(model, tokens, guessed)
+    known = [int(kind) for kind in types[:n_vocab]] if types is not None else [int(TokenType.NORMAL)] * n_vocab
+    if types is None:
+        for special, kind in ((bos_id, TokenType.CONTROL), (eos_id, TokenType.CONTROL), (unk_id, TokenType.UNKNOWN)):
+            if special is not None:
+                known[special] = int(kind)
+    if model == "llama":
+        _mark_bytes(tokens, known)
     ending = _mark_control(tokens, known) | {i for i in (eos_id, *end_ids) if i is not None}
     return Vocabulary(
         model=model,
@@ -196,14 +201,11 @@ def _check_unique(tokens: Sequence[bytes]) -> None:
             )
 
 
-def _guess_types(model: str, tokens: Sequence[bytes], special: dict[int | None, TokenType]) -> list[int]:
-    """Types for a file that gives none: bytes and unknown by their text and id, all others ordinary."""
-    spm = model == "llama"
-    types = [int(TokenType.BYTE if spm and is_byte_text(t) else TokenType.NORMAL) for t in tokens]
-    for i, kind in special.items():
-        if i is not None:
-            types[i] = int(kind)
-    return types
+def _mark_bytes(tokens: Sequence[bytes], types: list[int]) -> None:
+    """Make `<0x41>` and its like bytes, in place: some files mark them as ordinary tokens."""
+    for i, token in enumerate(tokens):
+        if types[i] in (TokenType.NORMAL, TokenType.UNUSED) and is_byte_text(token):
+            types[i] = int(TokenType.BYTE)
 
 
 def _mark_control(tokens: Sequence[bytes], types: list[int]) -> set[int]:
@@ -211,8 +213,6 @@ def _mark_control(tokens: Sequence[bytes], types: list[int]) -> set[int]:
     control = {text.encode(): text in END_TEXTS for text in CONTROL_TEXTS}
     ending: dict[bytes, int] = {}
     for i, token in enumerate(tokens):
-        if token == b"</s>" and types[i] == TokenType.NORMAL:
-            continue  # an HTML tag, and an ordinary token of Qwen's: not an end, though llama.cpp takes it for one
         if token in control:
             types[i] = int(TokenType.CONTROL)
             if control[token]:
