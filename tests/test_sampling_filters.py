@@ -164,6 +164,12 @@ def test_top_p_is_the_smallest_set_that_reaches_p_also_among_equals(row: list[fl
     assert n == 1 or probs[order[: n - 1]].sum() < p + 1e-12
 
 
+def test_a_mass_that_is_reached_exactly_is_enough() -> None:
+    quarters = make([1.0, 1.0, 1.0, 1.0])
+    assert filters.top_p(quarters, 0.5).ids.tolist() == [0, 1]
+    assert filters.top_p(quarters, 0.75).ids.tolist() == [0, 1, 2]
+
+
 def test_top_p_finds_a_nucleus_wider_than_its_first_prefix() -> None:
     """The search starts with a few hundred tokens and widens; a flat distribution needs most of the vocabulary."""
     row = np.random.default_rng(3).normal(size=20_000).astype(np.float32) * 0.1

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mixkv.engine.sampling.penalties import BreakerCount, add_bias, longest_repeats, penalize, penalize_dry
@@ -93,7 +93,8 @@ def test_longest_repeats_equal_the_plain_search(window: list[int], max_length: i
 
 def test_dry_penalty_of_a_very_long_repeat_stays_finite() -> None:
     window = np.full(5000, 3)
-    got = penalize_dry(np.zeros(N_VOCAB, np.float32), window, 5000, 1e6, 1e6, 2, never)
+    with np.errstate(all="raise"):
+        got = penalize_dry(np.zeros(N_VOCAB, np.float32), window, 5000, 1e6, 1e6, 2, never)
     assert np.isfinite(got).all() and got[3] < -1e6
     assert penalize_dry(np.zeros(N_VOCAB, np.float32), window, 5000, 0.5, 1.0, 2, never)[3] == -0.5
 
@@ -109,6 +110,7 @@ def text_of(ids: object) -> str:
     st.lists(st.integers(0, len(TEXTS) - 1), max_size=25),
     st.sets(st.sampled_from(["\n", "ab", "bba", "aab\n"]), max_size=3),
 )
+@example([3, 0], {"\n", "aab\n"})  # the newline is still within reach of the longer breaker, but not new
 def test_tokens_since_the_last_breaker_equal_a_search_in_the_whole_text(ids: list[int], breakers: set[str]) -> None:
     count = BreakerCount(sorted(breakers), text_of)
     for token in ids:

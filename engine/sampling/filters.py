@@ -118,8 +118,7 @@ def temperature(candidates: Candidates, t: float) -> Candidates:
 def draw(candidates: Candidates, rng: np.random.Generator) -> int:
     """Index of one candidate, drawn by its probability with one random number (inverse of the running sum)."""
     running = np.cumsum(candidates.probs)
-    # Rounding may not reach the total itself: behind it there is no candidate.
-    point = min(rng.random() * running[-1], np.nextafter(running[-1], 0.0))
+    point = rng.random() * running[-1]  # random() <= 1 - 2^-53, so the product rounds to less than the sum
     return int(np.searchsorted(running, point, side="right"))
 
 
