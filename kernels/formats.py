@@ -141,7 +141,8 @@ def decode(data: U8, kind: str, head_dim: int) -> F32:
         codes = blocks[:, 2:].view(np.int8)
     else:
         codes = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(np.int8) - np.int8(8)
-    return (d * codes.astype(np.float32)).reshape(*lead, -1)[..., :head_dim]
+    with np.errstate(invalid="ignore"):  # a scale that overflowed to inf, times a code of 0
+        return (d * codes.astype(np.float32)).reshape(*lead, -1)[..., :head_dim]
 
 
 class QuantizedRows:

@@ -1,12 +1,22 @@
-"""Shared fixtures. Large reference data lives beside the checkout in ../shared; tests that need it skip without it."""
+"""Shared fixtures. Large reference data lives beside the checkout in ../shared; tests that need it skip without it.
+
+Hypothesis: set HYPOTHESIS_PROFILE=ci for runs that repeat exactly (the default where the variable CI is set), dev for
+fresh examples each time. No deadlines: machines that run tests are shared.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 
 @pytest.fixture(scope="session")
