@@ -1,0 +1,76 @@
+// The function table of the attention kernels, one instance per instruction set (the pattern is explained in ops.h).
+//
+// Attention runs on blocks of 64 keys (four tiles) and a few rows; a row is one query of one query head, all of the
+// same KV head, ordered query by query. For each block: qk per tile -> scores x; softmax -> x becomes weights, the
+// row's state (m, s, acc) is rescaled; pv per tile -> acc. Which tile is read in which form, and which keys a row may
+// see, the driver says (attn_run.cpp).
+//
+// Determinism: what a kernel computes for one row must not depend on the other rows or on how many there are, and keys
+// outside [t0, t1) must be as good as absent. Then the result for a query depends on its position and on the data only.
+// Only plain types cross this border; the isa sources see no std templates.
+#pragma once
+
+#include "isa_tables.h"
+#include "kv_format.h"
+
+namespace mixkv {
+
+constexpr int block_keys = 64;
+constexpr int tiles_per_block = block_keys / tile_tokens;
+
+// Queries made ready for the kernels. With pitch = padded_dim(head_dim), row r has pitch floats at q, and, where K is
+// quantized, blocks of 32 as two int8 each: q = scale (256 hi + lo); `offset` is -zero * sum(256 hi + lo) for K codes
+// stored with this zero point.
+struct QueryRows {
+    int n_rows, head_dim, pitch, blocks;
+    float* q;         // [n_rows][pitch]
+    int8_t* hi;       // [n_rows][blocks * 32]
+    int8_t* lo;       // [n_rows][blocks * 32]
+    float* scale;     // [n_rows][blocks]
+    int32_t* offset;  // [n_rows][blocks]
+};
+
+static inline int padded_dim(int head_dim) { return round_up_int(head_dim, 32); }
+
+// Running state of some rows; acc has `pitch` floats a row.
+struct StateRows {
+    float *m, *s, *acc;
+    int pitch;
+};
+
+struct SoftmaxArgs {
+    int n_queries, group;           // rows = n_queries * group
+    const int *first, *stop;        // per query: the keys of this block that it may see, 0 <= first <= stop <= 64
+    float softcap;                  // 0: none
+    const float* slopes;            // per head of the group, or null
+    const float* bias;              // [n_queries][64], added (times slope), or null
+    const float* distance;          // per query: position of key 0 minus position of the query; ALiBi where bias is null
+    float* x;                       // [rows][64]: raw scores in, weights out; entries outside first..stop become 0
+    StateRows state;
+};
+
+struct AttnOps {
+    // row (padded_dim floats, zero-padded) times the normalised Walsh-Hadamard matrix, in place
+    void (*hadamard)(float* row, int head_dim);
+    // float32 row -> GGML bytes and back; the padded part of a quantized row is written as zeros
+    void (*encode_row)(CacheType type, const float* row, int head_dim, uint8_t* bytes);
+    void (*decode_row)(CacheType type, const uint8_t* bytes, int head_dim, float* row);
+    // splits the float rows of `q` into hi, lo, scale, offset (zero: of the K codes, 8 or 128)
+    void (*split_queries)(const QueryRows& q, int zero);
+
+    // x[r][0..16) = q_r . k_t for rows r0..r1 of the block
+    void (*qk[n_cache_types])(const QueryRows& q, int r0, int r1, const uint8_t* tile, float* x);
+    void (*softmax)(const SoftmaxArgs& args);
+    // acc[r] += sum over t in t0..t1 of x[r][t] v_t, t rising
+    void (*pv[n_cache_types])(const float* x, int r0, int r1, const uint8_t* tile, int head_dim, int t0, int t1,
+                              const StateRows& state);
+    // a := a merged with b, row by row (kv-cache.md section 6)
+    void (*merge)(int n_rows, int head_dim, const StateRows& a, const StateRows& b);
+    // out = acc / s, 0 where s = 0; `out` has padded_dim floats
+    void (*finalize_row)(const float* acc, float s, int head_dim, float* out);
+};
+
+MIXKV_DECLARE_TABLES(AttnOps, attn_table)
+const AttnOps& attn_ops();
+
+}  // namespace mixkv

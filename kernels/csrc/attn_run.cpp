@@ -1,0 +1,343 @@
+#include "attn_run.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "attn_ops.h"
+#include "errors.h"
+#include "pool.h"
+
+namespace mixkv {
+namespace {
+
+constexpr int rows_per_block = 64;                // query rows that share the unpacking of a tile
+constexpr int64_t max_partial_bytes = 64 << 20;   // beyond this, decoding does not split over chunks
+constexpr float neg_inf = -std::numeric_limits<float>::infinity();
+
+std::atomic<bool> poison{false};
+
+// Scratch memory handed out piece by piece, 64-byte aligned.
+class Arena {
+public:
+    void reserve(size_t bytes) {
+        if (bytes > memory_.size()) memory_ = Buffer(bytes + bytes / 4);
+        if (poison) std::fill_n(memory_.as<float>(), memory_.size() / 4, std::nanf(""));
+        used_ = 0;
+    }
+    template <class T>
+    T* take(size_t count) {
+        T* p = reinterpret_cast<T*>(memory_.data() + used_);
+        used_ += (count * sizeof(T) + 63) / 64 * 64;
+        MIXKV_CHECK(used_ <= memory_.size());
+        return p;
+    }
+
+    size_t mark() const { return used_; }
+    void rewind(size_t mark) { used_ = mark; }  // give back what was taken since
+
+private:
+    Buffer memory_;
+    size_t used_ = 0;
+};
+
+struct QueryRange {  // queries [first, stop) with one KV head
+    int64_t first, stop;
+    int kv_head;
+};
+
+struct KeyRange {  // positions of one chunk
+    int64_t start, stop;
+};
+
+// What a tile is for some consecutive queries of a block.
+struct Run {
+    int q0, q1, t0, t1;
+    bool hot;
+};
+
+class Attention {
+public:
+    explicit Attention(const AttnProblem& p);
+    void run();
+
+private:
+    int group() const { return p_.n_heads / p_.n_kv_heads; }
+    int rows(const QueryRange& r) const { return int(r.stop - r.first) * group(); }
+    int64_t first_key(int64_t query) const {
+        return p_.window > 0 ? std::max<int64_t>(0, p_.pos + query - p_.window + 1) : 0;
+    }
+    int64_t stop_key(int64_t query) const { return p_.causal ? p_.pos + query + 1 : p_.n_keys; }
+    int64_t hot_from(int64_t query) const { return p_.hot_from ? p_.hot_from[query] : p_.n_keys; }
+
+    size_t query_bytes(int n_rows) const;
+    size_t state_bytes(int n_rows) const;
+    QueryRows take_queries(Arena& arena, int n_rows) const;
+    StateRows take_state(Arena& arena, int n_rows) const;
+    static void clear(const StateRows& s, int n_rows);
+
+    void prepare(const QueryRange& r, const QueryRows& q) const;
+    int plan_tile(const QueryRange& r, const int* first, const int* stop, int64_t base, int tile, Run* runs) const;
+    const uint8_t* tile_at(Side side, int64_t position, int head, bool hot) const;
+    void attend_block(const QueryRange& r, const QueryRows& q, int64_t base, int64_t stop, float* x, int* span, Run* runs,
+                      float* bias, const StateRows& state) const;
+    void attend_chunk(const QueryRange& r, const QueryRows& q, const KeyRange& keys, Arena& arena,
+                      const StateRows& state) const;
+    size_t chunk_bytes(int n_rows) const;
+    void load_state(const QueryRange& r, const StateRows& s) const;
+    void store_result(const QueryRange& r, const StateRows& s) const;
+    void run_whole(const QueryRange& r) const;
+    void run_split();
+
+    const AttnProblem& p_;
+    const AttnOps& ops_;
+    std::vector<QueryRange> ranges_;
+    std::vector<KeyRange> chunks_;
+    int max_rows_ = 0;
+};
+
+thread_local Arena thread_arena;
+
+Attention::Attention(const AttnProblem& p) : p_(p), ops_(attn_ops()) {
+    const int64_t per_range = std::max(1, rows_per_block / group());
+    for (int h = 0; h < p.n_kv_heads; ++h)
+        for (int64_t i = 0; i < p.n_queries;) {
+            ranges_.push_back({i, std::min(i + per_range, p.n_queries), h});
+            max_rows_ = std::max(max_rows_, rows(ranges_.back()));
+            i = ranges_.back().stop;
+        }
+    const int64_t first = first_key(0), stop = stop_key(p.n_queries - 1), sinks = std::min(p.sink_tokens, stop);
+    for (int64_t j = first / chunk_keys * chunk_keys; j < sinks; j += chunk_keys)
+        chunks_.push_back({j, std::min(j + chunk_keys, sinks)});
+    const int64_t skipped = std::max<int64_t>(0, first - p.sink_tokens) / chunk_keys * chunk_keys;
+    for (int64_t j = p.sink_tokens + skipped; j < stop; j += chunk_keys)
+        chunks_.push_back({j, std::min(j + chunk_keys, stop)});
+}
+
+size_t Attention::query_bytes(int n_rows) const {
+    const size_t blocks = size_t(n_rows) * size_t(n_blocks(p_.head_dim_k));
+    return blocks * (32 * 4 + 32 * 2 + 8) + 5 * 64;
+}
+size_t Attention::state_bytes(int n_rows) const {
+    return size_t(n_rows) * (size_t(padded_dim(p_.head_dim_v)) + 2) * 4 + 3 * 64;
+}
+size_t Attention::chunk_bytes(int n_rows) const {
+    const size_t n = size_t(n_rows);  // at least as many as queries
+    return n * block_keys * 4 * 2 + n * (3 * sizeof(int) + sizeof(Run)) + 4 * 64;
+}
+
+QueryRows Attention::take_queries(Arena& arena, int n_rows) const {
+    QueryRows q;
+    q.n_rows = n_rows, q.head_dim = p_.head_dim_k, q.pitch = padded_dim(p_.head_dim_k), q.blocks = q.pitch / 32;
+    const size_t values = size_t(n_rows) * size_t(q.pitch);
+    q.q = arena.take<float>(values);
+    q.hi = arena.take<int8_t>(values);
+    q.lo = arena.take<int8_t>(values);
+    q.scale = arena.take<float>(values / 32);
+    q.offset = arena.take<int32_t>(values / 32);
+    return q;
+}
+
+StateRows Attention::take_state(Arena& arena, int n_rows) const {
+    StateRows s;
+    s.pitch = padded_dim(p_.head_dim_v);
+    s.m = arena.take<float>(size_t(n_rows));
+    s.s = arena.take<float>(size_t(n_rows));
+    s.acc = arena.take<float>(size_t(n_rows) * size_t(s.pitch));
+    return s;
+}
+
+void Attention::clear(const StateRows& s, int n_rows) {
+    std::fill_n(s.m, n_rows, neg_inf);
+    std::fill_n(s.s, n_rows, 0.0f);
+    std::fill_n(s.acc, size_t(n_rows) * size_t(s.pitch), 0.0f);
+}
+
+// Scaled, rotated and (for quantized keys) split queries, row = query * group + head of the group.
+void Attention::prepare(const QueryRange& r, const QueryRows& q) const {
+    float* row = q.q;
+    const size_t dim = size_t(p_.head_dim_k);
+    for (int64_t i = r.first; i < r.stop; ++i)
+        for (int g = 0; g < group(); ++g, row += q.pitch) {
+            const float* from = p_.q + (size_t(i) * size_t(p_.n_heads) + size_t(r.kv_head * group() + g)) * dim;
+            for (size_t d = 0; d < dim; ++d) row[d] = from[d] * p_.scale;
+            std::fill(row + dim, row + q.pitch, 0.0f);
+            if (p_.rotate_q) ops_.hadamard(row, p_.head_dim_k);
+        }
+    if (!is_float_type(p_.format.type_k)) ops_.split_queries(q, p_.format.type_k == cache_q4_0 ? 8 : 128);
+}
+
+const uint8_t* Attention::tile_at(Side side, int64_t position, int head, bool hot) const {
+    if (position < p_.sink_tokens) return p_.sinks->at(side, position / tile_tokens, head);
+    const int64_t tile = (position - p_.sink_tokens) / tile_tokens;
+    return hot ? p_.ring->at(side, tile % p_.ring->n_tiles(), head) : p_.cold->at(side, tile, head);
+}
+
+// The runs of queries that read this tile of the block at `base` alike; queries that see none of it are left out.
+int Attention::plan_tile(const QueryRange& r, const int* first, const int* stop, int64_t base, int tile, Run* runs) const {
+    const int from = tile * tile_tokens, to = from + tile_tokens;
+    int n = 0;
+    for (int i = 0; i < int(r.stop - r.first); ++i) {
+        const int t0 = std::max(first[i], from) - from, t1 = std::min(stop[i], to) - from;
+        if (t0 >= t1) continue;
+        const bool hot = base < p_.sink_tokens || base + from >= hot_from(r.first + i);
+        if (n && runs[n - 1].q1 == i && runs[n - 1].t0 == t0 && runs[n - 1].t1 == t1 && runs[n - 1].hot == hot)
+            runs[n - 1].q1 = i + 1;
+        else
+            runs[n++] = {i, i + 1, t0, t1, hot};
+    }
+    return n;
+}
+
+// 64 keys from `base`, those below `limit`, for all queries of the range. span: [2][queries], runs: [queries].
+void Attention::attend_block(const QueryRange& r, const QueryRows& q, int64_t base, int64_t limit, float* x, int* span,
+                             Run* runs, float* bias, const StateRows& state) const {
+    const int n = int(r.stop - r.first), g = group();
+    int *first = span, *stop = span + n;
+    auto* distance = reinterpret_cast<float*>(span + 2 * n);
+    bool any = false;
+    for (int i = 0; i < n; ++i) {
+        const int64_t query = r.first + i, to = std::min(stop_key(query), limit) - base;
+        first[i] = int(std::clamp<int64_t>(first_key(query) - base, 0, block_keys));
+        stop[i] = int(std::clamp<int64_t>(to, 0, block_keys));
+        distance[i] = float(base - p_.pos - query);
+        any |= first[i] < stop[i];
+    }
+    if (!any) return;
+    for (int t = 0; t < tiles_per_block; ++t) {
+        const int n_runs = plan_tile(r, first, stop, base, t, runs);
+        for (int i = 0; i < n_runs; ++i) {
+            const CacheType type = runs[i].hot ? p_.format.hot_k : p_.format.type_k;
+            const uint8_t* tile = tile_at(side_k, base + t * tile_tokens, r.kv_head, runs[i].hot);
+            ops_.qk[type](q, runs[i].q0 * g, runs[i].q1 * g, tile, x + t * tile_tokens);
+        }
+    }
+    if (p_.mask)
+        for (int i = 0; i < n; ++i) {
+            const int64_t keys = std::min<int64_t>(block_keys, limit - base);
+            std::copy_n(p_.mask + (r.first + i) * p_.mask_pitch + base, keys, bias + i * block_keys);
+            std::fill(bias + i * block_keys + keys, bias + (i + 1) * block_keys, 0.0f);
+        }
+    const float* slopes = p_.slopes ? p_.slopes + r.kv_head * g : nullptr;
+    ops_.softmax({n, g, first, stop, p_.softcap, slopes, p_.mask ? bias : nullptr, distance, x, state});
+    for (int t = 0; t < tiles_per_block; ++t) {
+        const int n_runs = plan_tile(r, first, stop, base, t, runs);
+        for (int i = 0; i < n_runs; ++i) {
+            const CacheType type = runs[i].hot ? p_.format.hot_v : p_.format.type_v;
+            const uint8_t* tile = tile_at(side_v, base + t * tile_tokens, r.kv_head, runs[i].hot);
+            ops_.pv[type](x + t * tile_tokens, runs[i].q0 * g, runs[i].q1 * g, tile, p_.head_dim_v, runs[i].t0,
+                          runs[i].t1, state);
+        }
+    }
+}
+
+void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyRange& keys, Arena& arena,
+                             const StateRows& state) const {
+    const size_t n = size_t(r.stop - r.first);
+    float* x = arena.take<float>(size_t(rows(r)) * block_keys);
+    float* bias = arena.take<float>(n * block_keys);
+    int* span = arena.take<int>(3 * n);
+    Run* runs = arena.take<Run>(n);
+    clear(state, rows(r));
+    for (int64_t base = keys.start; base < keys.stop; base += block_keys)
+        attend_block(r, q, base, keys.stop, x, span, runs, bias, state);
+}
+
+// The state that the caller brought, or an empty one.
+void Attention::load_state(const QueryRange& r, const StateRows& s) const {
+    clear(s, rows(r));
+    if (p_.out) return;
+    int row = 0;
+    for (int64_t i = r.first; i < r.stop; ++i)
+        for (int g = 0; g < group(); ++g, ++row) {
+            const size_t at = size_t(i) * size_t(p_.n_heads) + size_t(r.kv_head * group() + g);
+            s.m[row] = p_.m[at];
+            s.s[row] = p_.s[at];
+            std::copy_n(p_.acc + at * size_t(p_.head_dim_v), p_.head_dim_v, s.acc + size_t(row) * size_t(s.pitch));
+        }
+}
+
+void Attention::store_result(const QueryRange& r, const StateRows& s) const {
+    int row = 0;
+    alignas(64) float out[max_head_dim];
+    for (int64_t i = r.first; i < r.stop; ++i)
+        for (int g = 0; g < group(); ++g, ++row) {
+            const size_t at = size_t(i) * size_t(p_.n_heads) + size_t(r.kv_head * group() + g);
+            const float* acc = s.acc + size_t(row) * size_t(s.pitch);
+            if (p_.out) {
+                ops_.finalize_row(acc, s.s[row], p_.head_dim_v, out);
+                if (p_.rotate_out) ops_.hadamard(out, p_.head_dim_v);
+                std::copy_n(out, p_.head_dim_v, p_.out + at * size_t(p_.head_dim_v));
+            } else {
+                p_.m[at] = s.m[row];
+                p_.s[at] = s.s[row];
+                std::copy_n(acc, p_.head_dim_v, p_.acc + at * size_t(p_.head_dim_v));
+            }
+        }
+}
+
+// Prefill: one task does all chunks of a range of queries.
+void Attention::run_whole(const QueryRange& r) const {
+    Arena& arena = thread_arena;
+    const int n = rows(r);
+    arena.reserve(query_bytes(n) + 2 * state_bytes(n) + chunk_bytes(n));
+    const QueryRows q = take_queries(arena, n);
+    const StateRows total = take_state(arena, n), part = take_state(arena, n);
+    prepare(r, q);
+    load_state(r, total);
+    const size_t rest = arena.mark();
+    for (const KeyRange& keys : chunks_) {
+        if (keys.start >= stop_key(r.stop - 1) || keys.stop <= first_key(r.first)) continue;
+        arena.rewind(rest);
+        attend_chunk(r, q, keys, arena, part);
+        ops_.merge(n, p_.head_dim_v, total, part);
+    }
+    store_result(r, total);
+}
+
+// Decoding: one task per chunk and range; whoever finishes a range's last chunk merges them all, in order.
+void Attention::run_split() {
+    Arena shared;
+    const size_t n_ranges = ranges_.size(), n_chunks = chunks_.size();
+    shared.reserve(n_ranges * (query_bytes(max_rows_) + n_chunks * state_bytes(max_rows_)));
+    std::vector<QueryRows> queries;
+    std::vector<StateRows> parts;
+    for (const QueryRange& r : ranges_) {
+        queries.push_back(take_queries(shared, rows(r)));
+        prepare(r, queries.back());
+        for (size_t c = 0; c < n_chunks; ++c) parts.push_back(take_state(shared, rows(r)));
+    }
+    std::unique_ptr<std::atomic<size_t>[]> done(new std::atomic<size_t>[n_ranges]());
+    parallel_for(int(n_ranges * n_chunks), [&](int task, int) {
+        const size_t c = size_t(task) / n_ranges, range = size_t(task) % n_ranges;
+        const QueryRange& r = ranges_[range];
+        Arena& arena = thread_arena;
+        arena.reserve(chunk_bytes(rows(r)) + state_bytes(rows(r)));
+        attend_chunk(r, queries[range], chunks_[c], arena, parts[range * n_chunks + c]);
+        if (done[range].fetch_add(1, std::memory_order_acq_rel) + 1 < n_chunks) return;
+        arena.reserve(state_bytes(rows(r)));
+        const StateRows total = take_state(arena, rows(r));
+        load_state(r, total);
+        for (size_t i = 0; i < n_chunks; ++i) ops_.merge(rows(r), p_.head_dim_v, total, parts[range * n_chunks + i]);
+        store_result(r, total);
+    });
+}
+
+void Attention::run() {
+    if (ranges_.empty()) return;
+    const int64_t partial = int64_t(ranges_.size() * chunks_.size() * state_bytes(max_rows_));
+    if (int(ranges_.size()) < 4 * threads() && chunks_.size() > 1 && partial <= max_partial_bytes)
+        run_split();
+    else
+        parallel_for(int(ranges_.size()), [&](int task, int) { run_whole(ranges_[size_t(task)]); });
+}
+
+}  // namespace
+
+void run_attention(const AttnProblem& problem) { Attention(problem).run(); }
+void set_poison(bool on) { poison = on; }
+
+}  // namespace mixkv

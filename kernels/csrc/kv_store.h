@@ -1,0 +1,102 @@
+// KVStore: where keys and values lie. The NumPy twin is kernels/store.py, the contract stands in docs/architecture.md.
+//
+// Per layer three areas of tiles (kv_format.h): sinks (hot form, positions j < S), a ring of recent tiles (hot form,
+// tile i in slot i % hot_tiles) and cold tiles for the whole context, reserved lazily. The store knows no policy: what
+// is quantized when, and who reads which form, arrives as numbers.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "kv_format.h"
+#include "memory.h"
+
+namespace mixkv {
+
+// Tiles in the order that attention reads them: [chunk][KV head][block of 64 positions][4 K tiles][4 V tiles], so one
+// (chunk, head) is one stretch of memory. A chunk has 2^shift tiles.
+class TileArea {
+public:
+    TileArea() = default;
+    TileArea(int64_t n_tiles, int shift, int n_heads, size_t k_bytes, size_t v_bytes);
+
+    uint8_t* at(Side side, int64_t tile, int head) const {
+        const int64_t within = tile & ((int64_t(1) << shift_) - 1);
+        const size_t block = (size_t(tile >> shift_) * size_t(n_heads_) + size_t(head)) * blocks_ + size_t(within >> 2);
+        const size_t at = block * 4 * (k_bytes_ + v_bytes_);
+        return memory_.data() + at + (side == side_k ? size_t(within & 3) * k_bytes_
+                                                     : 4 * k_bytes_ + size_t(within & 3) * v_bytes_);
+    }
+    int64_t n_tiles() const { return n_tiles_; }
+    void touch(int64_t tiles) { used_ = used_ > tiles ? used_ : tiles; }  // tiles [0, tiles) may hold data from now on
+    TileArea copy() const;
+
+private:
+    int64_t n_tiles_ = 0, used_ = 0;
+    int shift_ = 2, n_heads_ = 0;
+    size_t blocks_ = 1, k_bytes_ = 0, v_bytes_ = 0;
+    Buffer memory_;
+};
+
+struct LayerFormat {
+    CacheType type_k, type_v, hot_k, hot_v;
+    bool rotate_k, rotate_v;
+    CacheType cold(Side side) const { return side == side_k ? type_k : type_v; }
+    CacheType hot(Side side) const { return side == side_k ? hot_k : hot_v; }
+};
+
+struct Layer {
+    LayerFormat format;
+    TileArea sinks, ring, cold;
+};
+
+struct AttendArgs {
+    float scale, softcap, max_bias;
+    int64_t window;
+};
+
+class KVStore {
+public:
+    // Throws ConfigError for shapes that the kernels cannot serve, OutOfMemoryError where the system refuses.
+    KVStore(const std::vector<LayerFormat>& formats, int n_kv_heads, int head_dim_k, int head_dim_v, int64_t n_ctx,
+            int64_t sink_tokens, int64_t hot_tiles);
+    KVStore(const KVStore& other);
+
+    int n_layers() const { return int(layers_.size()); }
+    int n_kv_heads() const { return n_kv_heads_; }
+    int head_dim(Side side) const { return side == side_k ? head_dim_k_ : head_dim_v_; }
+    int64_t n_ctx() const { return n_ctx_; }
+    int64_t sink_tokens() const { return sinks_; }
+    const LayerFormat& format(int layer) const { return layers_[size_t(layer)].format; }
+
+    // k, v: n rows of n_kv_heads x head_dim floats for positions pos ...
+    void write(int layer, const float* k, const float* v, int64_t n, int64_t pos);
+    void quantize(int layer, int64_t start, int64_t stop);   // whole tiles, hot form -> cold form
+    void rehydrate(int layer, int64_t start, int64_t stop);  // whole tiles, cold form -> hot form
+    // q: n x n_heads x head_dim_k floats at pos ...; out: n x n_heads x head_dim_v
+    void attend(int layer, const float* q, int64_t n, int n_heads, int64_t pos, const int64_t* hot_from,
+                const AttendArgs& args, float* out);
+
+    // Rows as bytes [position][head][row_bytes] of the hot (or cold) type.
+    void get_rows(int layer, bool cold, int64_t start, int64_t stop, uint8_t* k, uint8_t* v) const;
+    void set_rows(int layer, bool cold, int64_t start, int64_t stop, const uint8_t* k, const uint8_t* v);
+
+    std::mutex& mutex() const { return mutex_; }
+
+private:
+    uint8_t* hot_tile(const Layer& layer, Side side, int64_t position, int head, int& lane) const;
+    uint8_t* cold_tile(const Layer& layer, Side side, int64_t position, int head, int& lane) const;
+    void touch_hot(Layer& layer, int64_t start, int64_t stop);
+    void write_head(const Layer& layer, Side side, int head, const float* rows, int64_t n, int64_t pos);
+    void convert(int layer, int64_t start, int64_t stop, bool to_cold);
+
+    std::vector<Layer> layers_;
+    int n_kv_heads_, head_dim_k_, head_dim_v_;
+    int64_t n_ctx_, sinks_, hot_tiles_;
+    mutable std::mutex mutex_;  // one call at a time; taken by the binding after it let go of Python's lock
+};
+
+constexpr int max_head_dim = 1024;
+
+}  // namespace mixkv
