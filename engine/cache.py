@@ -85,6 +85,17 @@ class CachePolicy:
             return self.sinks
         return self.sinks + TILE * (max(0, p + 1 - self.window - self.sinks) // TILE)
 
+    def _whole(self, n: int) -> int:
+        """Where the last whole tile of n tokens ends."""
+        return self.sinks + TILE * (max(0, n - self.sinks) // TILE)
+
+    def cold_end(self, n: int) -> int:
+        """Where the cold tiles that a query at n needs end, of those that n tokens fill.
+
+        Without a window the query completes a tile and reads its own key cold: that tile comes with the next step.
+        """
+        return min(self.first_hot(n), self._whole(n))
+
     def check_room(self, n: int) -> None:
         """ContextFullError if n more tokens exceed the context."""
         if self.n + n > self.n_ctx:
@@ -98,13 +109,13 @@ class CachePolicy:
         pos, end = self.marks.n, self.marks.n + n
         assert 0 < n <= self.chunk, "a step is at most one chunk long"
         hot_from = np.array([self.first_hot(p) for p in range(pos, end)], np.int64)
-        cold_to = max(self.marks.quant_end, self.first_hot(end))
+        cold_to = max(self.marks.quant_end, self.cold_end(end))
         return Step(pos, n, hot_from, self.marks.quant_end, cold_to)
 
     def commit(self, step: Step) -> None:
         """The step's tokens are stored; hot copies that no later query reads are given up."""
         n = step.pos + step.n
-        hot_start = max(self.marks.hot_start, self.first_hot(max(0, n - self.reserve)))
+        hot_start = max(self.marks.hot_start, self.cold_end(max(0, n - self.reserve)))
         self.marks = replace(self.marks, n=n, hot_start=hot_start, quant_end=step.cold_to)
 
     def truncate(self, n: int) -> tuple[int, int]:
@@ -114,16 +125,15 @@ class CachePolicy:
         """
         old = self.marks
         assert 0 <= n <= old.n, "truncation only shortens"
-        need = min(self.first_hot(n), old.hot_start)
+        need = min(self.cold_end(n), old.hot_start)
         stop = min(old.hot_start, self.sinks + -(-max(0, n - self.sinks) // TILE) * TILE)
-        whole = self.sinks + max(0, n - self.sinks) // TILE * TILE  # tiles that stay complete
         degraded_end = min(n, max(old.hot_start, old.degraded_end)) if need < stop else min(n, old.degraded_end)
-        self.marks = Marks(n, need, min(old.quant_end, whole), degraded_end)
+        self.marks = Marks(n, need, min(old.quant_end, self._whole(n)), degraded_end)
         return need, max(need, stop)
 
     def truncates_exactly(self, n: int) -> bool:
         """Whether `truncate(n)` leaves every recent token as exact as it is now."""
-        return min(n, self.marks.hot_start) <= self.first_hot(n)
+        return min(n, self.marks.hot_start) <= self.cold_end(n)
 
     def clear(self) -> None:
         """Forget everything."""

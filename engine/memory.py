@@ -44,7 +44,7 @@ def cache_bytes(model: ModelConfig, plan: CachePlan, n_ctx: int, chunk: int) -> 
         n_ctx=n_ctx, sink_tokens=plan.sink_tokens, hot_window=plan.hot_window,
         rollback_reserve=plan.rollback_reserve, chunk=chunk,
     )  # fmt: skip
-    cold = 0 if plan.hot_window is None else max(0, policy.first_hot(n_ctx) - plan.sink_tokens)
+    cold = 0 if plan.hot_window is None else max(0, policy.cold_end(n_ctx) - plan.sink_tokens)
     return rows.total(min(n_ctx, plan.sink_tokens), min(n_ctx, policy.hot_tiles * 16), cold)
 
 

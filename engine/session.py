@@ -109,8 +109,8 @@ def _difference(theirs: Header, mine: Header) -> str:
 def _fill(reader: SessionReader, cache: KVCache) -> None:
     """Copy the stored forms as they are. Hot rows that only the file's rollback reserve kept are left out."""
     header, policy = reader.header, cache.policy
-    hot_start = max(header.marks.hot_start, policy.first_hot(max(0, header.marks.n - policy.reserve)))
-    if policy.first_hot(header.marks.n) > header.marks.quant_end or hot_start > policy.first_hot(header.marks.n):
+    hot_start = max(header.marks.hot_start, policy.cold_end(max(0, header.marks.n - policy.reserve)))
+    if policy.cold_end(header.marks.n) > header.marks.quant_end or hot_start > policy.cold_end(header.marks.n):
         raise SessionError(f"session {reader.path} lacks rows that its own settings need: it is damaged")
     pending: list[NDArray[Any]] = []
     for section in header.sections():

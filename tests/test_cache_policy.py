@@ -1,0 +1,219 @@
+"""The cache's policy is integers, so it is tested as such: against a model that keeps a record for every token.
+
+The model knows the specification (who reads what, as a function of the position alone) and nothing of marks: each
+token has a hot form (exact or degraded) and a cold form, or not, and each tile of the ring has one owner.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from mixkv.engine.cache import CachePolicy
+from mixkv.kernels.errors import ContextFullError
+
+TILE = 16
+Window = int | None
+
+
+def spec_first_hot(p: int, n: Window, s: int) -> int:
+    """kv-cache.md section 2; without a window nothing is ever cold."""
+    return s if n is None else s + 16 * (max(0, p + 1 - n - s) // 16)
+
+
+def policy(n_ctx: int = 1000, s: int = 16, n: Window = 32, reserve: int = 0, chunk: int = 64) -> CachePolicy:
+    return CachePolicy(n_ctx=n_ctx, sink_tokens=s, hot_window=n, rollback_reserve=reserve, chunk=chunk)
+
+
+def feed(cache: CachePolicy, n: int) -> None:
+    """Append n tokens, a chunk at a time."""
+    while n:
+        step = cache.step(min(n, cache.chunk))
+        cache.commit(step)
+        n -= step.n
+
+
+@pytest.mark.parametrize(
+    ("p", "n", "s", "first"),
+    [(0, 32, 16, 16), (47, 32, 16, 16), (62, 32, 16, 16), (63, 32, 16, 32), (78, 32, 16, 32), (79, 32, 16, 48),
+     (15, 0, 0, 16), (14, 0, 0, 0), (4, 1, 4, 4), (20, 1, 4, 20), (10**6, 512, 16, 999_488)],
+)  # fmt: skip
+def test_first_hot_by_hand(p: int, n: int, s: int, first: int) -> None:
+    """At least the last n tokens, the query's own included, and at most 15 more, are exact."""
+    assert policy(s=s, n=n).first_hot(p) == first
+    assert n <= p + 1 - first <= n + 15 or first == s
+
+
+class Tokens(RuleBasedStateMachine):
+    """Steps, truncations and clears in any order, with settings of any kind."""
+
+    @initialize(
+        n=st.sampled_from([None, 0, 1, 15, 16, 17, 32, 40]),
+        s=st.sampled_from([0, 1, 4, 16, 20]),
+        reserve=st.sampled_from([0, 1, 5, 16, 30]),
+        chunk=st.sampled_from([1, 7, 16, 33, 64]),
+        n_ctx=st.sampled_from([10, 100, 173]),
+    )
+    def start(self, n: Window, s: int, reserve: int, chunk: int, n_ctx: int) -> None:
+        self.n, self.s, self.reserve = n, s, reserve
+        self.cache = policy(n_ctx, s, n, reserve, chunk)
+        self.forget()
+
+    def forget(self) -> None:
+        self.length = self.longest = 0
+        self.hot: dict[int, bool] = {}  # position past the sinks -> still exact
+        self.cold: set[int] = set()
+        self.owner: dict[int, int] = {}  # ring slot -> tile
+
+    @rule(n=st.integers(1, 40))
+    def decode(self, n: int) -> None:
+        for _ in range(n):
+            self.step(1)
+
+    @rule(n=st.integers(1, 64))
+    def step(self, n: int) -> None:
+        n = min(n, self.cache.chunk, self.cache.n_ctx - self.length)
+        if n == 0:
+            with pytest.raises(ContextFullError):
+                self.cache.step(1)
+            return
+        before = self.cache.marks
+        step = self.cache.step(n)
+        assert self.cache.marks == before, "nothing changes until commit"
+        end = self.length + step.n
+        assert step.pos == self.length
+        for j in range(max(self.length, self.s), end):
+            self.hot[j] = True
+            self.owner[(j - self.s) // TILE % self.cache.hot_tiles] = (j - self.s) // TILE
+        self.quantize(step.cold_from, step.cold_to, end)
+        assert self.cache.peak_tokens(step) == (len(self.hot), len(self.cold))
+        if self.n is not None:
+            assert len(self.hot) <= self.n + 15 + self.reserve + step.n
+            assert len(self.cold) <= max(0, spec_first_hot(max(end, self.longest), self.n, self.s) - self.s)
+        for i in range(step.n):
+            self.read(step.pos + i, int(step.hot_from[i]))
+        self.cache.commit(step)
+        self.length, self.longest = end, max(self.longest, end)
+        self.hot = {j: exact for j, exact in self.hot.items() if j >= self.cache.marks.hot_start}
+
+    def quantize(self, start: int, stop: int, end: int) -> None:
+        """Whole tiles of tokens that are there, are hot, and have no cold form yet."""
+        assert (start - self.s) % TILE == 0 and (stop - self.s) % TILE == 0 and start <= stop
+        for j in range(start, stop):
+            assert j < end and j in self.hot and j not in self.cold, f"token {j} cannot be quantized"
+            self.cold.add(j)
+
+    def read(self, p: int, hot_from: int) -> None:
+        """A query at p finds every key in the form that the specification says."""
+        assert hot_from == spec_first_hot(p, self.n, self.s)
+        for j in range(self.s, p + 1):
+            if j < hot_from:
+                assert j in self.cold, f"query {p} finds no cold form of {j}"
+            else:
+                assert j in self.hot, f"query {p} finds no hot form of {j}"
+                tile = (j - self.s) // TILE
+                assert self.owner[tile % self.cache.hot_tiles] == tile, f"the ring lost tile {tile}"
+
+    @rule(back=st.integers(0, 40))
+    def roll_back(self, back: int) -> None:
+        """Short steps back, as speculative decoding takes them."""
+        self.cut(max(0, self.length - back))
+
+    def cut(self, n: int) -> None:
+        recent = range(max(self.s, spec_first_hot(n, self.n, self.s)), n)
+        exact = all(j in self.hot for j in recent)
+        assert self.cache.truncates_exactly(n) == exact
+        if n >= self.longest - self.reserve:
+            assert exact, "within the reserve nothing may be lost"
+        start, stop = self.cache.truncate(n)
+        assert exact == (start >= stop), "rehydrated although everything was there, or the reverse"
+        for j in range(start, stop):
+            assert j in self.cold and j not in self.hot, f"token {j} cannot be restored"
+            self.hot[j] = False
+            self.owner[(j - self.s) // TILE % self.cache.hot_tiles] = (j - self.s) // TILE
+        self.hot = {j: e for j, e in self.hot.items() if j < n}
+        broken = self.s + max(0, n - self.s) // TILE * TILE  # a tile that lost tokens is no tile
+        self.cold = {j for j in self.cold if j < broken}
+        self.length = n
+
+    @rule(n=st.integers(0, 172))
+    def truncate_or_clear(self, n: int) -> None:
+        if n == 0:
+            self.cache.clear()
+            self.forget()
+        else:
+            self.cut(min(n, self.length))
+
+    @rule(extra=st.integers(1, 50))
+    def overflow(self, extra: int) -> None:
+        before = self.cache.marks
+        with pytest.raises(ContextFullError, match=str(self.cache.n_ctx)):
+            self.cache.check_room(self.cache.n_ctx - self.length + extra)
+        assert self.cache.marks == before
+
+    @invariant()
+    def counts_are_honest(self) -> None:
+        if not hasattr(self, "cache"):
+            return
+        cache = self.cache
+        assert cache.n == self.length and cache.sink_tokens == min(self.length, self.s)
+        assert set(self.hot) == set(range(cache.marks.hot_start, self.length))
+        assert cache.hot_tokens == len(self.hot)
+        assert self.cold == set(range(self.s, cache.marks.quant_end))
+        assert cache.cold_tokens == len(self.cold)
+        assert cache.degraded_tokens == sum(not exact for exact in self.hot.values())
+        past_sinks = set(range(self.s, self.length))
+        assert set(self.hot) | self.cold == past_sinks, "every token has a form, and no other has"
+        if self.n is not None:
+            both = len(set(self.hot) & self.cold)
+            assert both <= self.reserve + 15 or self.longest > self.length, f"{both} tokens are stored twice"
+            assert len(self.hot) <= self.n + 15 + self.reserve + max(0, self.longest - self.length)
+
+
+TestTokens = Tokens.TestCase
+TestTokens.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_without_reserve_no_token_is_stored_twice() -> None:
+    cache = policy(n=32)
+    for _ in range(300):
+        feed(cache, 1)
+        assert cache.sink_tokens + cache.hot_tokens + cache.cold_tokens == cache.n
+
+
+def test_truncation_within_the_reserve_is_exact_and_beyond_it_is_counted() -> None:
+    """A rejected draft takes back a few tokens: they must be as exact as before, or be reported."""
+    cache = policy(n=32, reserve=20)
+    feed(cache, 300)
+    assert cache.truncates_exactly(280) and not cache.truncates_exactly(200)
+    assert cache.truncate(280) == (cache.marks.hot_start, cache.marks.hot_start)
+    assert cache.degraded_tokens == 0
+    start, stop = cache.truncate(200)
+    assert (start, stop) == (cache.first_hot(200), 16 + 12 * 16)
+    assert cache.degraded_tokens == 200 - cache.first_hot(200)
+    feed(cache, 15 + 32 + 20)  # the last of them leaves window and reserve, and with it the count goes back to 0
+    assert cache.degraded_tokens == 0
+
+
+def test_the_ring_is_no_larger_than_it_must_be() -> None:
+    """Its rows are the memory of the hot part: window, reserve and chunk, a partial tile at either end."""
+    assert policy(n=32, chunk=64).hot_tiles == 8
+    assert policy(n=32, chunk=64, reserve=16).hot_tiles == 9
+    assert policy(n_ctx=100, n=512).hot_tiles == 6  # never more than the context has
+    assert policy(n_ctx=100, n=None).hot_tiles == 6
+    assert policy(n_ctx=10, s=16).hot_tiles == 1
+
+
+def test_peak_of_a_long_prompt_is_cold_bytes_and_a_window_of_hot_ones() -> None:
+    """Others hold the whole prompt in FP16 while they quantize it."""
+    cache, n = policy(n_ctx=5000, n=512, chunk=256), 4321
+    most = 0
+    while cache.n < n:
+        step = cache.step(min(256, n - cache.n))
+        hot, cold = cache.peak_tokens(step)
+        most = max(most, hot)
+        assert cold <= max(0, cache.first_hot(n) - 16)
+        cache.commit(step)
+    assert most <= 512 + 256 + TILE
