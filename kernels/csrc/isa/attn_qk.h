@@ -16,6 +16,11 @@ constexpr int qk_float_rows = 6, qk_int_rows = 8;
 #else
 constexpr int qk_float_rows = 1, qk_int_rows = 1;  // too few registers for more
 #endif
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool q8_signed = true;  // its kernel takes q8_0 codes as signed numbers: there is no zero point to subtract
+#else
+constexpr bool q8_signed = false;
+#endif
 
 static inline V load_k(const float* p) { return vload(p); }
 static inline V load_k(const uint16_t* p) { return vload_half(p); }
@@ -179,7 +184,8 @@ static inline void qk_int_tile(const QueryRows& q, int r0, const uint8_t* tile, 
         const V d = vload_half(scales + b * tile_tokens);
         for (int r = 0; r < R; ++r) {
             const int i = (r0 + r) * q.blocks + b;
-            score[r] = vfma(vmul(dots.total(r, q.offset[i]), vset(q.scale[i])), d, score[r]);
+            const int32_t offset = type == cache_q8_0 && q8_signed ? 0 : q.offset[i];
+            score[r] = vfma(vmul(dots.total(r, offset), vset(q.scale[i])), d, score[r]);
         }
     }
     for (int r = 0; r < R; ++r) vstore(x + r * block_keys, score[r]);
