@@ -1,0 +1,94 @@
+"""How flags are declared and read: a dataclass per group, typer options from its fields.
+
+Know before you change this room: `flag` is a dataclass field that carries its typer option; `with_flags` makes a
+command out of a function whose parameters are such dataclasses, and is where every error of a command becomes one
+line and an exit status. Names of the typer package's own parts are avoided: they moved between its versions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from mixkv.cli.terminal import guarded
+
+BARE = {"-fa": "on", "--flash-attn": "on", "-co": "on", "--color": "on"}
+"""Flags that llama-cli lets stand alone, and what they then mean."""
+SWITCH_WORDS = frozenset({"on", "off", "auto", "1", "0", "true", "false", "enabled", "disabled"})
+
+
+def flag(*names: str, panel: str, help: str, default: str = "", value: Any = None, metavar: str | None = None) -> Any:
+    """A dataclass field for a flag: `value` without it, which `default` puts into words for the help."""
+    text = f"{help} (default: {default})" if default else help
+    declared = typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, metavar=metavar)
+    return dataclasses.field(default=value, metadata={"option": declared})
+
+
+def with_flags(command: Callable[..., int]) -> Callable[..., int]:
+    """Make a typer command of `command`, each parameter that is a dataclass becoming the options of its fields."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind) and isinstance(kind, type)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in groups:
+            parameters += _options(groups[name])
+        else:
+            parameters.append(parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY))
+
+    def run(**values: Any) -> int:
+        given = {
+            name: kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+            for name, kind in groups.items()
+        }
+        return guarded(functools.partial(command, **given, **values))
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run
+
+
+def _options(group: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(group)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[hints[field.name], field.metadata["option"]],
+        )
+        for field in dataclasses.fields(group)
+    ]
+
+
+def spell_out(arguments: Sequence[str], parameters: Sequence[Any]) -> list[str]:
+    """Give flags that stand alone (BARE) the value that they mean; `parameters` are those of the command.
+
+    A word that is the value of another flag (`-p -fa`) is left as it is.
+    """
+    with_value = {
+        name
+        for parameter in parameters
+        if parameter.param_type_name == "option" and not parameter.is_flag and not parameter.count
+        for name in parameter.opts
+    }
+    out: list[str] = []
+    at = 0
+    while at < len(arguments):
+        word = arguments[at]
+        following = arguments[at + 1 : at + 2]
+        at += 1
+        out.append(word)
+        if word == "--":
+            return out + list(arguments[at:])
+        if word in BARE and not (following and following[0].lower() in SWITCH_WORDS):
+            out.append(BARE[word])
+        elif word in with_value:
+            out += following
+            at += 1
+    return out

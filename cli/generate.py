@@ -1,0 +1,153 @@
+"""`mixkv generate`, which is `mixkv-cli`: continue a prompt."""
+
+from __future__ import annotations
+
+import json as json_format
+import math
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixkv.cli import settings
+from mixkv.cli.flags import with_flags
+from mixkv.cli.options import (
+    AcceptedFlags,
+    CacheFlags,
+    ConversationFlags,
+    JsonFlags,
+    ModelFlags,
+    OutputFlags,
+    PromptCacheFlags,
+    PromptFlags,
+)
+from mixkv.cli.sampling_options import SamplingFlags
+from mixkv.cli.session import open_llm, show_statistics
+from mixkv.cli.terminal import DONE, INTERRUPTED, Terminal, harmless
+from mixkv.cli.text import read_prompt
+from mixkv.kernels.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from mixkv.engine.generation import Generation
+    from mixkv.engine.llm import LLM
+
+
+@with_flags
+def generate(
+    prompt: PromptFlags, conversation: ConversationFlags, model: ModelFlags, cache: CacheFlags,
+    prompt_cache: PromptCacheFlags, sampling: SamplingFlags, output: OutputFlags, json: JsonFlags,
+    accepted: AcceptedFlags,
+) -> int:  # fmt: skip
+    """Continue a prompt. The text goes to stdout and nothing else does; all other words go to stderr.
+
+    Piped text goes before -p. On a terminal the prompt is shown before the text. Exit status: 0 done, 1 the run
+    failed, 2 the command line is wrong, 130 interrupted (what there was by then has been written).
+    """
+    chat = settings.wants_chat(conversation)
+    settings.check_output(output, json, chat=chat)
+    params = settings.sampling_params(sampling, cache, escape=prompt.escape, logprobs=json.logprobs)
+    settings.check_prompt_cache(prompt_cache, params, chat=chat)
+    config = settings.cache_config(cache)
+    notes = settings.notes(accepted, model)
+    terminal = Terminal(quiet=output.quiet, verbose=output.verbose)
+    for note in notes:
+        terminal.note(note)
+    if chat:
+        from mixkv.cli.chat import converse
+
+        return converse(prompt, model, config, params, terminal)
+    text = read_prompt(prompt, terminal)
+    saved = prompt_cache.prompt_cache is not None and Path(prompt_cache.prompt_cache).exists()
+    if text is None and not saved:
+        raise ConfigError("there is no prompt: give -p TEXT or -f FILE, or pipe text in (-h shows all flags)")
+    if not text and not saved:
+        raise InputError("the prompt is empty: give at least one character")
+    llm = open_llm(model, config, terminal)
+    if saved:
+        assert prompt_cache.prompt_cache is not None
+        llm.load_session(prompt_cache.prompt_cache)
+    ids = llm.tokenize(text, parse_special=prompt.parse_special) if text else llm.tokens
+    run = _Run(llm, ids, prompt_cache, terminal)
+    if json.json:
+        return run.as_json(params)
+    shown = text if text and sys.stdout.isatty() and not prompt.no_display_prompt else ""
+    return run.as_text(params, shown, color=output.color not in settings.OFF)
+
+
+class _Run:
+    """One generation, its text or JSON to stdout."""
+
+    def __init__(self, llm: LLM, ids: list[int], prompt_cache: PromptCacheFlags, terminal: Terminal) -> None:
+        self.llm, self.ids, self.files, self.terminal = llm, ids, prompt_cache, terminal
+
+    def as_text(self, params: Any, shown: str, *, color: bool) -> int:
+        """Write the text as it comes; `shown` goes before it."""
+        wrote = ""
+
+        def write(piece: str) -> None:
+            nonlocal wrote
+            wrote = piece or wrote
+            sys.stdout.write(harmless(piece) if sys.stdout.isatty() else piece)
+            sys.stdout.flush()
+
+        def begin() -> None:
+            write(shown) if not color or not shown else sys.stdout.write(f"\x1b[33m{harmless(shown)}\x1b[0m")
+
+        generation = self._generate(params, begin, write)
+        if sys.stdout.isatty() and not wrote.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        show_statistics(generation.stats, self.llm, self.terminal)
+        return INTERRUPTED if generation.finish_reason in (None, "interrupted") else DONE
+
+    def as_json(self, params: Any) -> int:
+        """Write one JSON object at the end."""
+        generation = self._generate(params, lambda: None, lambda piece: None)
+        reason = generation.finish_reason or "interrupted"
+        stats = generation.stats
+        found: dict[str, Any] = {
+            "text": generation.text,
+            "tokens": generation.tokens,
+            "finish_reason": reason,
+            "stats": {
+                **asdict(stats),
+                "prompt_tokens_per_second": stats.prompt_tokens_per_second,
+                "decode_tokens_per_second": stats.decode_tokens_per_second,
+                "cache": {**asdict(stats.cache), "nbytes": stats.cache.nbytes},
+            },
+        }
+        if params.logprobs is not None:
+            found["logprobs"] = [
+                {"token": entry.token, "logprob": _finite(entry.logprob),
+                 "top": [[token, _finite(value)] for token, value in entry.top]}
+                for entry in generation.logprobs
+            ]  # fmt: skip
+        print(json_format.dumps(found, ensure_ascii=False, allow_nan=False), flush=True)
+        show_statistics(stats, self.llm, self.terminal)
+        return INTERRUPTED if reason == "interrupted" else DONE
+
+    def _generate(self, params: Any, begin: Any, write: Any) -> Generation:
+        """Run to the end or to Ctrl-C. begin() is called when the prompt has been computed."""
+        with self.terminal.progress(f"prompt, {len(self.ids)} tokens") as report:
+            generation = self.llm.stream(self.ids, params=params, progress=report)
+            first = next(generation)
+        self._save(at_end=False)
+        try:
+            begin()
+            write(first.text)
+            for chunk in generation:
+                write(chunk.text)
+        except KeyboardInterrupt:  # between two tokens; within one the engine ends the text itself
+            pass
+        self._save(at_end=True)
+        return generation
+
+    def _save(self, *, at_end: bool) -> None:
+        path = self.files.prompt_cache
+        if path is not None and not self.files.prompt_cache_ro and self.files.prompt_cache_all is at_end:
+            self.llm.save_session(path)
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: the log probability of what cannot be is null."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,48 @@
+"""What all commands that run a model share: loading it with a bar, and the statistics at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mixkv.cli import settings
+from mixkv.cli.options import ModelFlags
+from mixkv.cli.terminal import Terminal
+from mixkv.engine.cache_config import KVCacheConfig
+
+if TYPE_CHECKING:
+    from mixkv.engine.llm import LLM
+    from mixkv.engine.results import GenerationStats
+
+MIB = 1 << 20
+
+
+def open_llm(flags: ModelFlags, config: KVCacheConfig, terminal: Terminal) -> LLM:
+    """Load the model that the flags name. Raises what `mixkv.load` raises."""
+    from mixkv.engine.llm import load
+
+    with terminal.progress("loading") as report:
+        return load(
+            flags.model, n_ctx=settings.context_size(flags), n_batch=flags.n_batch, n_threads=flags.n_threads,
+            cache_config=config, exact=flags.exact, progress=report,
+        )  # fmt: skip
+
+
+def show_statistics(stats: GenerationStats, llm: LLM, terminal: Terminal) -> None:
+    """Speeds, and the cache's memory beside that of FP16."""
+    reused = f", {stats.reused_tokens} of them from before" if stats.reused_tokens else ""
+    terminal.say(
+        f"prompt {stats.prompt_tokens} tokens{reused}, {stats.prompt_tokens_per_second:.1f} tokens/s; "
+        f"text {stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.1f} tokens/s; "
+        f"load {stats.load_seconds:.2f} s; {llm.n_threads} threads"
+    )
+    cache = stats.cache
+    share = f" ({cache.nbytes / cache.fp16_bytes:.0%})" if cache.fp16_bytes else ""
+    terminal.say(
+        f"cache {_mib(cache.nbytes)} for {cache.n_tokens} of {cache.n_ctx} tokens, FP16 takes "
+        f"{_mib(cache.fp16_bytes)}{share}; {cache.sink_tokens} first, {cache.hot_tokens} recent, "
+        f"{cache.cold_tokens} old tokens; {cache.bits_per_element:.2f} bits a number"
+    )
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / MIB:.2f} MiB"

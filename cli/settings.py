@@ -1,0 +1,145 @@
+"""From flags to the engine's dataclasses: preset below, flags on top; contradictions and flags without effect found.
+
+Everything here raises ConfigError, which ends with status 2, before a model is opened.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from typing import Any
+
+from mixkv.cli.flags import SWITCH_WORDS
+from mixkv.cli.options import (
+    AcceptedFlags,
+    CacheFlags,
+    ConversationFlags,
+    JsonFlags,
+    ModelFlags,
+    OutputFlags,
+    PromptCacheFlags,
+)
+from mixkv.cli.sampling_options import SamplingFlags
+from mixkv.cli.text import unescape
+from mixkv.configs import Preset, load_preset
+from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.sampling import SamplingParams
+from mixkv.kernels.errors import ConfigError
+
+OFF = ("off", "0", "false", "disabled")
+
+
+def cache_config(flags: CacheFlags) -> KVCacheConfig:
+    """The cache that preset and flags describe together."""
+    given = _given(flags)
+    settings = dict(_preset(given.pop("preset", None)).cache)
+    mixed = given.get("mixed_kv_cache", settings.get("mixed_kv_cache", False))
+    if mixed != settings.get("mixed_kv_cache", mixed):  # the preset's types were meant for the other kind of cache
+        settings = {name: value for name, value in settings.items() if name not in ("type_k", "type_v", "rotate")}
+    if not mixed:
+        for name, spelled in (("hot_window", "--hot-window"), ("sink_tokens", "--sink-tokens")):
+            if name in given:
+                raise ConfigError(f"{spelled} is of the mixed cache only: add --mixed-kv-cache, or leave it out")
+    return KVCacheConfig.from_keywords(**{**settings, **given})
+
+
+def sampling_params(
+    flags: SamplingFlags, cache: CacheFlags, *, escape: bool, logprobs: int | None = None
+) -> SamplingParams:
+    """The sampling that preset and flags describe together. escape: read \\n and the like in stop strings."""
+    given = _given(flags)
+    if "max_tokens" in given and given["max_tokens"] == -2:  # llama-cli's second word for the same
+        given["max_tokens"] = -1
+    for name in ("stop", "dry_sequence_breakers"):
+        if name in given:
+            given[name] = tuple(unescape(text) if escape else text for text in given[name])
+    if given.get("dry_sequence_breakers") == ("none",):
+        given["dry_sequence_breakers"] = ()
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(_bias(text) for text in given["logit_bias"])
+    if logprobs is not None:
+        given["logprobs"] = logprobs
+    return SamplingParams.from_options({**_preset(cache.preset).sampling, **given})
+
+
+def _given(flags: Any) -> dict[str, Any]:
+    """What was given: not None, no empty list, and no bare flag left out."""
+    return {name: value for name, value in asdict(flags).items() if value is not None and value != []}
+
+
+def _preset(name: str | None) -> Preset:
+    return Preset("", {}, {}) if name is None else load_preset(name)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    """llama-cli's TOKEN_ID(+/-)BIAS."""
+    match = re.fullmatch(r"([0-9]+)([+-](?:inf|[0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?))", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ConfigError(f"--logit-bias {text!r}: write a token id, a sign and a number, such as 15043+1 or 15043-inf")
+    return int(match[1]), float(match[2])
+
+
+def context_size(flags: ModelFlags) -> int | None:
+    """Tokens that the context shall hold; None: as many as the model was made for, which llama-cli writes 0."""
+    if flags.n_ctx < 0:
+        raise ConfigError(f"-c {flags.n_ctx}: give a number of tokens, or 0 for what the model was made for")
+    return flags.n_ctx or None
+
+
+def wants_chat(flags: ConversationFlags) -> bool:
+    """Whether `generate` was asked to be a chat."""
+    if flags.no_conversation and (flags.conversation or flags.interactive):
+        raise ConfigError("-no-cnv contradicts -cnv and -i: give one of them")
+    return flags.conversation or flags.interactive
+
+
+def check_output(output: OutputFlags, json: JsonFlags | None = None, *, chat: bool = False) -> None:
+    """Flags about output that contradict each other."""
+    if output.quiet and output.verbose:
+        raise ConfigError("-q contradicts -v: give one of them")
+    if output.color not in SWITCH_WORDS:
+        raise ConfigError(f"--color {output.color!r}: use on, off or auto")
+    if json is not None:
+        if json.logprobs is not None and not json.json:
+            raise ConfigError("--logprobs is shown in the JSON object only: add --json")
+        if json.json and chat:
+            raise ConfigError("--json contradicts a chat (-cnv, -i): give one of them")
+
+
+def check_prompt_cache(flags: PromptCacheFlags, sampling: SamplingParams, *, chat: bool) -> None:
+    """Flags about the prompt cache that contradict each other or the rest."""
+    if flags.prompt_cache is None:
+        if flags.prompt_cache_all or flags.prompt_cache_ro:
+            raise ConfigError("--prompt-cache-all and --prompt-cache-ro need --prompt-cache FILE")
+        return
+    if flags.prompt_cache_all and flags.prompt_cache_ro:
+        raise ConfigError("--prompt-cache-all contradicts --prompt-cache-ro: give one of them")
+    if chat:
+        raise ConfigError("--prompt-cache is not for a chat (-cnv, -i): leave it out")
+    if sampling.max_tokens == 0:
+        raise ConfigError("--prompt-cache keeps the computed prompt, which -n 0 does not compute: use -n 1")
+
+
+def notes(flags: AcceptedFlags, model: ModelFlags) -> list[str]:
+    """One line for each accepted flag that asks for something this engine has no use for."""
+    if flags.flash_attn.lower() not in SWITCH_WORDS:
+        raise ConfigError(f"-fa {flags.flash_attn!r}: use on, off or auto")
+    layers = flags.gpu_layers
+    if layers not in ("auto", "all") and not re.fullmatch(r"-?[0-9]+", layers):
+        raise ConfigError(f"-ngl {layers!r}: give a number of layers, auto or all")
+    found = []
+    if flags.flash_attn.lower() in OFF:
+        found.append(f"-fa {flags.flash_attn} has no effect: attention is always flash attention here")
+    if layers != "auto" and (layers == "all" or int(layers) != 0):
+        found.append(f"-ngl {layers} has no effect: all layers run on the CPU")
+    if flags.threads_batch is not None and flags.threads_batch != model.n_threads:
+        found.append(f"-tb {flags.threads_batch} has no effect: the prompt takes the threads of -t")
+    if flags.ubatch is not None and flags.ubatch != model.n_batch:
+        found.append(f"-ub {flags.ubatch} has no effect: -b says how many prompt tokens are computed at a time")
+    if flags.keep:
+        found.append(f"--keep {flags.keep} has no effect: a full context ends the text, nothing is dropped from it")
+    if flags.mlock:
+        found.append("--mlock has no effect: memory is not locked")
+    if flags.no_mmap:
+        found.append("--no-mmap has no effect: model files are mapped, packed and let go")
+    return found
