@@ -1,20 +1,19 @@
 // The linear kernels' function table for one instruction set.
-#include <math.h>
-#include <stdint.h>
-
-#include "ops.h"
+#include "linear_tables.h"
 
 namespace mixkv::MIXKV_ISA {
 
-static void rms_norm(const float* x, const float* gain, float eps, int n, int dim, float* y) {
-    for (int t = 0; t < n; ++t, x += dim, y += dim) {
-        double sum = 0;
-        for (int i = 0; i < dim; ++i) sum += double(x[i]) * x[i];
-        const float r = float(1.0 / sqrt(sum / dim + eps));
-        for (int i = 0; i < dim; ++i) y[i] = x[i] * r * gain[i];
-    }
-}
-
-extern const Ops linear_table = {rms_norm};
+#define MIXKV_Q(name, ...) &matmul_q_##name,
+#define MIXKV_F(name, ...) &matmul_f_##name,
+#define MIXKV_I(name, ...) &idots_##name,
+extern const Ops linear_table = {
+    rms_norm,
+    quantize,
+    silu_mul,
+    rope,
+    {MIXKV_QUANT_FORMATS(MIXKV_Q)},
+    {MIXKV_QUANT_FORMATS(MIXKV_F) MIXKV_FLOAT_FORMATS(MIXKV_F)},
+    {MIXKV_QUANT_FORMATS(MIXKV_I)},
+};
 
 }  // namespace mixkv::MIXKV_ISA

@@ -1,0 +1,160 @@
+// See formats.h. Plain loops: packing runs once per load, in threads; Q4_0 and Q8_0 have a faster way in weight.cpp.
+#include "formats.h"
+
+namespace mixkv {
+namespace {
+
+const FormatInfo infos[] = {
+#define MIXKV_INFO(name, type, cols, bytes, bits, zero, table, subs, scales) \
+    {#name, type, cols, bytes, bits, zero, table, subs, scales},
+    MIXKV_QUANT_FORMATS(MIXKV_INFO)
+#undef MIXKV_INFO
+#define MIXKV_INFO(name, type, bytes) {#name, type, 1, bytes, 0, 0, 0, 0, scales_none},
+        MIXKV_FLOAT_FORMATS(MIXKV_INFO)
+#undef MIXKV_INFO
+};
+
+// codes[k] of columns k and k + 16 in the low and high nibbles of byte k
+void split_nibbles(const uint8_t* p, uint8_t* codes) {
+    for (int k = 0; k < 16; ++k) codes[k] = p[k] & 15, codes[k + 16] = p[k] >> 4;
+}
+void add_bits5(const uint8_t* qh, uint8_t* codes) {
+    uint32_t bits;
+    std::memcpy(&bits, qh, 4);
+    for (int k = 0; k < 32; ++k) codes[k] |= uint8_t((bits >> k & 1) << 4);
+}
+// Low or high nibbles of the 32 bytes that blocks 2p and 2p + 1 share
+void shared_nibbles(const uint8_t* qs, int i, uint8_t* codes) {
+    const uint8_t* p = qs + 32 * (i / 2);
+    for (int k = 0; k < 32; ++k) codes[k] = p[k] >> (4 * (i & 1)) & 15;
+}
+// The 6-bit scale and minimum of block i in the 12 bytes of Q4_K and Q5_K
+void k_scale_min(const uint8_t* s, int i, uint8_t* c, uint8_t* e) {
+    if (i < 4) {
+        *c = s[i] & 63;
+        *e = s[i + 4] & 63;
+    } else {
+        *c = uint8_t((s[i + 4] & 15) | (s[i - 4] >> 6 << 4));
+        *e = uint8_t((s[i + 4] >> 4) | (s[i] >> 6 << 4));
+    }
+}
+void put_half(uint8_t* unit, int r, const uint8_t* h) { std::memcpy(unit + 2 * r, h, 2); }
+uint16_t get_half(const uint8_t* unit, int r) {
+    uint16_t h;
+    std::memcpy(&h, unit + 2 * r, 2);
+    return h;
+}
+
+}  // namespace
+
+const FormatInfo& format_info(Format f) { return infos[f]; }
+
+int format_of_ggml(int ggml_type) {
+    for (int f = 0; f < n_formats; ++f)
+        if (infos[f].ggml_type == ggml_type) return f;
+    return -1;
+}
+
+float half_to_float(uint16_t h) {
+    const uint32_t sign = uint32_t(h & 0x8000) << 16;
+    uint32_t bits = sign | uint32_t(h & 0x7fff) << 13;
+    if ((h & 0x7c00) == 0x7c00) bits |= 0x7f800000;
+    float f;
+    std::memcpy(&f, &bits, 4);
+    return (h & 0x7c00) == 0x7c00 ? f : f * 5.192296858534828e33f;  // 2^112: corrects the exponent, exactly
+}
+
+void raw_codes(Format f, const uint8_t* raw, int i, uint8_t codes[block_cols]) {
+    switch (f) {
+        case fmt_Q4_0:
+        case fmt_IQ4_NL: split_nibbles(raw + 2, codes); break;
+        case fmt_Q4_1: split_nibbles(raw + 4, codes); break;
+        case fmt_Q5_0: split_nibbles(raw + 6, codes), add_bits5(raw + 2, codes); break;
+        case fmt_Q5_1: split_nibbles(raw + 8, codes), add_bits5(raw + 4, codes); break;
+        case fmt_Q8_0:
+            for (int k = 0; k < 32; ++k) codes[k] = raw[2 + k] ^ 0x80;
+            break;
+        case fmt_IQ4_XS: split_nibbles(raw + 8 + 16 * i, codes); break;
+        case fmt_Q4_K: shared_nibbles(raw + 16, i, codes); break;
+        case fmt_Q5_K:
+            shared_nibbles(raw + 48, i, codes);
+            for (int k = 0; k < 32; ++k) codes[k] |= uint8_t((raw[16 + k] >> i & 1) << 4);
+            break;
+        case fmt_Q6_K: {  // halves of 128 columns; inside, blocks 0 and 2, 1 and 3 share bytes of low nibbles
+            const uint8_t *ql = raw + 64 * (i / 4) + 32 * (i % 2), *qh = raw + 128 + 32 * (i / 4);
+            for (int k = 0; k < 32; ++k)
+                codes[k] = uint8_t((ql[k] >> (4 * (i % 4 / 2)) & 15) | (qh[k] >> (2 * (i % 4)) & 3) << 4);
+            break;
+        }
+        case fmt_Q2_K:
+            for (int k = 0; k < 32; ++k) codes[k] = raw[16 + 32 * (i / 4) + k] >> (2 * (i % 4)) & 3;
+            break;
+        case fmt_Q3_K:
+            for (int k = 0; k < 32; ++k)
+                codes[k] = uint8_t((raw[32 + 32 * (i / 4) + k] >> (2 * (i % 4)) & 3) | (raw[k] >> i & 1) << 2);
+            break;
+        default: break;
+    }
+}
+
+void put_scales(Format f, const uint8_t* raw, int r, uint8_t* unit) {
+    uint8_t* c = unit + 32;  // scales_super: [sub-block][16] int8
+    switch (f) {
+        case fmt_Q4_0:
+        case fmt_Q5_0:
+        case fmt_Q8_0:
+        case fmt_IQ4_NL: put_half(unit, r, raw); break;
+        case fmt_Q4_1:
+        case fmt_Q5_1: put_half(unit, r, raw), put_half(unit + 32, r, raw + 2); break;
+        case fmt_Q4_K:
+        case fmt_Q5_K:
+            put_half(unit, r, raw), put_half(unit + 32, r, raw + 2);
+            for (int i = 0; i < 8; ++i) k_scale_min(raw + 4, i, unit + 64 + 16 * i + r, unit + 192 + 16 * i + r);
+            break;
+        case fmt_Q2_K:
+            put_half(unit, r, raw + 80), put_half(unit + 32, r, raw + 82);
+            for (int i = 0; i < 16; ++i) unit[64 + 16 * i + r] = raw[i];
+            break;
+        case fmt_Q6_K:
+            put_half(unit, r, raw + 208);
+            for (int i = 0; i < 16; ++i) c[16 * i + r] = raw[192 + i];
+            break;
+        case fmt_Q3_K:  // 16 six-bit scales: low nibbles in bytes 0..7, high pairs in bytes 8..11
+            put_half(unit, r, raw + 108);
+            for (int i = 0; i < 16; ++i) {
+                const int low = raw[96 + i % 8] >> (4 * (i / 8)) & 15, high = raw[104 + i % 4] >> (2 * (i / 4)) & 3;
+                c[16 * i + r] = uint8_t((low | high << 4) - 32);
+            }
+            break;
+        case fmt_IQ4_XS: {
+            put_half(unit, r, raw);
+            for (int i = 0; i < 8; ++i) {
+                const int low = raw[4 + i / 2] >> (4 * (i & 1)) & 15, high = (raw[2] | raw[3] << 8) >> (2 * i) & 3;
+                c[16 * i + r] = uint8_t((low | high << 4) - 32);
+            }
+            break;
+        }
+        default: break;
+    }
+}
+
+void get_scales(Format f, const uint8_t* unit, int i, int h, int r, float* d, float* m) {
+    const FormatInfo& info = infos[f];
+    const float base = half_to_float(get_half(unit, r));
+    const int sub = i * info.subs + h;
+    *d = base;
+    *m = 0.0f;
+    if (info.scales == scales_plain_min) *m = half_to_float(get_half(unit + 32, r));
+    if (info.scales == scales_super) *d = base * float(int8_t(unit[32 + 16 * sub + r]));
+    if (info.scales == scales_super_min) {
+        *d = base * float(unit[64 + 16 * i + r]);
+        *m = -half_to_float(get_half(unit + 32, r)) * float(unit[192 + 16 * i + r]);
+    }
+    if (info.scales == scales_super_min4) {
+        const uint8_t both = unit[64 + 16 * sub + r];
+        *d = base * float(both & 15);
+        *m = -half_to_float(get_half(unit + 32, r)) * float(both >> 4);
+    }
+}
+
+}  // namespace mixkv

@@ -1,0 +1,30 @@
+// GGML's block formats: how 32 columns of one row become codes and scales, and where they go in the packed planes.
+// Layouts follow the GGUF specification and the `gguf` package's quants.py, which the tests compare with bit for bit.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "packed.h"
+
+namespace mixkv {
+
+struct FormatInfo {
+    const char* name;
+    int ggml_type, raw_cols, raw_bytes;  // of one raw block of one row
+    int bits, zero, table, subs;
+    Scales scales;
+};
+const FormatInfo& format_info(Format f);
+int format_of_ggml(int ggml_type);  // Format, or -1
+
+// Codes of block `i` (32 columns) inside the raw block at `raw`; table codes are indices.
+void raw_codes(Format f, const uint8_t* raw, int i, uint8_t codes[block_cols]);
+// Writes the scales of row `r` (0..15) of one raw block into the scale unit at `unit`.
+void put_scales(Format f, const uint8_t* raw, int r, uint8_t* unit);
+
+float half_to_float(uint16_t h);
+// The scale and minimum of half `h` of block `i` in the unit, row r: the number is d * (code - zero) + m.
+void get_scales(Format f, const uint8_t* unit, int i, int h, int r, float* d, float* m);
+
+}  // namespace mixkv

@@ -1,0 +1,75 @@
+// The quantized formats of packed.h as the kernels read them: one line of MIXKV_QUANT_FORMATS makes one type here.
+//
+//   Fmt::quad<j>(q)               codes of quad j of the block at q
+//   Fmt::scales(s, b, d, m)       scales (and minimums) of block b of the group whose scale plane starts at s
+#pragma once
+
+#include "packed.h"
+#include "simd.h"
+
+namespace mixkv::MIXKV_ISA {
+
+template <int bits_, int zero_, int table_, int subs_, Scales kind>
+struct Fmt {
+    static constexpr int bits = bits_, zero = zero_, subs = subs_;
+    static constexpr int block_bytes = quant_block_bytes(bits);
+    static constexpr bool has_min = kind == scales_plain_min || kind == scales_super_min || kind == scales_super_min4;
+
+    template <int j>
+    MIXKV_INLINE B64 nibbles(const uint8_t* q) {
+        if constexpr (j < 4)
+            return low4(load64(q + 64 * j));
+        else
+            return high4(load64(q + 64 * (j - 4)));
+    }
+    template <int j>
+    MIXKV_INLINE B64 pairs(const uint8_t* q) {
+        return bits2<j % 4>(load64(q + 64 * (j / 4)));
+    }
+
+    template <int j>
+    MIXKV_INLINE B64 quad(const uint8_t* q) {
+        if constexpr (bits == 8) return load64(q + 64 * j);
+        if constexpr (bits == 4 && table_) return lookup16(iq4_table, nibbles<j>(q));
+        if constexpr (bits == 4 && !table_) return nibbles<j>(q);
+        if constexpr (bits == 5) return or64(nibbles<j>(q), bit_as<j, 16>(load64(q + 256)));
+        if constexpr (bits == 6) return or64(nibbles<j>(q), shl64<4>(pairs<j>(q + 256)));
+        if constexpr (bits == 2) return pairs<j>(q);
+        if constexpr (bits == 3) return or64(pairs<j>(q), bit_as<j, 4>(load64(q + 128)));
+    }
+
+    // d[subs], m[subs]: the number is d * (code - zero) + m
+    MIXKV_INLINE void scales(const uint8_t* s, int b, F16* d, F16* m) {
+        constexpr int unit = scale_unit_bytes(kind, subs);
+        const uint8_t* p = s + size_t(b / scale_unit_blocks(kind)) * unit;
+        const int i = b % scale_unit_blocks(kind);
+        d[0] = load_f16(p);
+        if constexpr (kind == scales_plain_min) m[0] = load_f16(p + 32);
+        if constexpr (kind == scales_super) {
+            const F16 base = d[0];
+            MIXKV_UNROLL
+            for (int h = 0; h < subs; ++h) d[h] = mul(base, load_i8(p + 32 + 16 * (i * subs + h)));
+        }
+        if constexpr (kind == scales_super_min) {
+            d[0] = mul(d[0], load_u8(p + 64 + 16 * i));
+            m[0] = mul(sub(set16(0.0f), load_f16(p + 32)), load_u8(p + 64 + 128 + 16 * i));
+        }
+        if constexpr (kind == scales_super_min4) {
+            const F16 base = d[0], neg_min = sub(set16(0.0f), load_f16(p + 32));
+            MIXKV_UNROLL
+            for (int h = 0; h < subs; ++h) {
+                F16 c, e;
+                load_nibbles(p + 64 + 16 * (2 * i + h), &c, &e);
+                d[h] = mul(base, c);
+                m[h] = mul(neg_min, e);
+            }
+        }
+    }
+};
+
+#define MIXKV_FMT(name, type, cols, bytes, bits, zero, table, subs, scales) \
+    using Fmt_##name = Fmt<bits, zero, table, subs, scales>;
+MIXKV_QUANT_FORMATS(MIXKV_FMT)
+#undef MIXKV_FMT
+
+}  // namespace mixkv::MIXKV_ISA

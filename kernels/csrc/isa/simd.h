@@ -1,0 +1,43 @@
+// The vector vocabulary of the linear kernels: 16 rows side by side, whatever the registers are.
+//
+//   B64  64 bytes: one quad (packed.h) of codes     I16  16 int32     F16  16 float32
+//
+// simd_avx512.h, simd_avx2.h and simd_portable.h define the same names; each isa source sees one of them. Codes are
+// unsigned bytes; `zero` is subtracted from them by dot_init (through the sum of the activations) where the hardware
+// multiplies unsigned by signed, or in dot() itself.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#define MIXKV_INLINE static inline __attribute__((always_inline))
+#define MIXKV_UNROLL _Pragma("GCC unroll 16")
+
+#if defined(__AVX512VNNI__)
+#include "simd_avx512.h"
+#elif defined(__AVX2__)
+#include "simd_avx2.h"
+#else
+#include "simd_portable.h"
+#endif
+
+namespace mixkv::MIXKV_ISA {
+
+// e^x to about 1e-7: x = n ln2 + r, a polynomial in r (Cephes' coefficients), 2^n by the exponent bits.
+MIXKV_INLINE F16 exp16(F16 x) {
+    x = min16(max16(x, set16(-87.0f)), set16(88.0f));
+    const I16 n = round16(mul(x, set16(1.44269504088896341f)));
+    const F16 nf = to_float(n);
+    F16 r = fma16(nf, set16(-0.693359375f), x);
+    r = fma16(nf, set16(2.12194440e-4f), r);
+    F16 p = set16(1.9875691500e-4f);
+    p = fma16(p, r, set16(1.3981999507e-3f));
+    p = fma16(p, r, set16(8.3334519073e-3f));
+    p = fma16(p, r, set16(4.1665795894e-2f));
+    p = fma16(p, r, set16(1.6666665459e-1f));
+    p = fma16(p, r, set16(5.0000001201e-1f));
+    p = fma16(p, mul(r, r), add(r, set16(1.0f)));
+    return mul(p, pow2(n));
+}
+
+}  // namespace mixkv::MIXKV_ISA

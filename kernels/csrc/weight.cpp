@@ -1,0 +1,215 @@
+// Packing: each task packs a few groups of 16 rows straight from the raw bytes (a read-only mmap is fine), touching the
+// destination pages first itself. Nothing else is allocated.
+#include "weight.h"
+
+#include <algorithm>
+#include <string>
+
+#include "errors.h"
+#include "formats.h"
+#include "pool.h"
+
+namespace mixkv {
+namespace {
+
+constexpr int ggml_f64 = 28;
+
+// Writes one block of 16 rows: codes[row][col] into the bit planes of packed.h.
+void put_codes(int bits, const uint8_t codes[group_rows][block_cols], uint8_t* q) {
+    uint8_t quad[8][64];
+    for (int j = 0; j < 8; ++j)
+        for (int r = 0; r < group_rows; ++r) std::memcpy(quad[j] + 4 * r, codes[r] + 4 * j, 4);
+    auto nibbles = [&](uint8_t* out) {
+        for (int i = 0; i < 4; ++i)
+            for (int p = 0; p < 64; ++p) out[64 * i + p] = uint8_t((quad[i][p] & 15) | quad[4 + i][p] << 4);
+    };
+    auto pairs = [&](uint8_t* out, int shift) {
+        for (int i = 0; i < 2; ++i)
+            for (int p = 0; p < 64; ++p) {
+                int v = 0;
+                for (int k = 0; k < 4; ++k) v |= (quad[4 * i + k][p] >> shift & 3) << (2 * k);
+                out[64 * i + p] = uint8_t(v);
+            }
+    };
+    auto single = [&](uint8_t* out, int shift) {
+        for (int p = 0; p < 64; ++p) {
+            int v = 0;
+            for (int j = 0; j < 8; ++j) v |= (quad[j][p] >> shift & 1) << j;
+            out[p] = uint8_t(v);
+        }
+    };
+    switch (bits) {
+        case 8: std::memcpy(q, quad, 512); break;
+        case 4: nibbles(q); break;
+        case 5: nibbles(q), single(q + 256, 4); break;
+        case 6: nibbles(q), pairs(q + 256, 4); break;
+        case 2: pairs(q, 0); break;
+        case 3: pairs(q, 0), single(q + 128, 2); break;
+    }
+}
+
+// The inverse for one number.
+int get_code(int bits, const uint8_t* q, int r, int col) {
+    const int j = col / 4, p = 4 * r + col % 4;
+    const int nibble = q[64 * (j % 4) + p] >> (4 * (j / 4)) & 15, pair = 2 * (j % 4);
+    switch (bits) {
+        case 8: return q[64 * j + p];
+        case 4: return nibble;
+        case 5: return nibble | (q[256 + p] >> j & 1) << 4;
+        case 6: return nibble | (q[256 + 64 * (j / 4) + p] >> pair & 3) << 4;
+        case 2: return q[64 * (j / 4) + p] >> pair & 3;
+        default: return (q[64 * (j / 4) + p] >> pair & 3) | (q[128 + p] >> j & 1) << 2;
+    }
+}
+
+// Q4_0 and IQ4_NL keep columns k and k + 16 in one byte, as our nibble lines do: packing is copying 4 bytes a line.
+// Q8_0 needs only the sign bit flipped.
+void pack_words(Format f, const uint8_t* const rows[group_rows], size_t offset, uint8_t* q, uint8_t* s) {
+    const int words = f == fmt_Q8_0 ? 8 : 4;
+    const uint32_t flip = f == fmt_Q8_0 ? 0x80808080u : 0;
+    for (int r = 0; r < group_rows; ++r) {
+        uint8_t raw[34] = {};
+        if (rows[r]) std::memcpy(raw, rows[r] + offset, size_t(2 + 4 * words));
+        std::memcpy(s + 2 * r, raw, 2);
+        for (int i = 0; i < words; ++i) {
+            uint32_t v;
+            std::memcpy(&v, raw + 2 + 4 * i, 4);
+            v ^= flip;
+            std::memcpy(q + 64 * i + 4 * r, &v, 4);
+        }
+    }
+}
+
+void pack_quant_group(const Packed& w, const uint8_t* const rows[group_rows], uint8_t* q, uint8_t* s) {
+    const Format f = w.format;
+    const FormatInfo& info = format_info(f);
+    const int units = w.cols / info.raw_cols, blocks = info.raw_cols / block_cols;
+    const int unit_bytes = scale_unit_bytes(info.scales, info.subs);
+    const bool fast = f == fmt_Q4_0 || f == fmt_Q8_0 || f == fmt_IQ4_NL;
+    for (int u = 0; u < units; ++u, s += unit_bytes) {
+        const size_t offset = size_t(u) * size_t(info.raw_bytes);
+        if (fast) {
+            pack_words(f, rows, offset, q, s);
+            q += quant_block_bytes(info.bits);
+            continue;
+        }
+        for (int r = 0; r < group_rows; ++r)
+            if (rows[r]) put_scales(f, rows[r] + offset, r, s);
+        for (int i = 0; i < blocks; ++i, q += quant_block_bytes(info.bits)) {
+            uint8_t codes[group_rows][block_cols] = {};
+            for (int r = 0; r < group_rows; ++r)
+                if (rows[r]) raw_codes(f, rows[r] + offset, i, codes[r]);
+            put_codes(info.bits, codes, q);
+        }
+    }
+}
+
+template <class T>
+void interleave(const uint8_t* const rows[group_rows], int cols, T* out) {
+    for (int r = 0; r < group_rows; ++r) {
+        const T* in = reinterpret_cast<const T*>(rows[r]);
+        for (int k = 0; k < cols; ++k) {
+            T v = 0;
+            if (in) std::memcpy(&v, in + k, sizeof v);  // raw bytes need not be aligned
+            out[k * group_rows + r] = v;
+        }
+    }
+}
+void interleave_f64(const uint8_t* const rows[group_rows], int cols, float* out) {
+    for (int r = 0; r < group_rows; ++r)
+        for (int k = 0; k < cols; ++k) {
+            double v = 0;
+            if (rows[r]) std::memcpy(&v, rows[r] + 8 * size_t(k), 8);
+            out[k * group_rows + r] = float(v);
+        }
+}
+
+[[noreturn]] void bad_type(int ggml_type) {
+    std::string known;
+    for (int f = 0; f < n_formats; ++f) known += std::string(format_info(Format(f)).name) + ", ";
+    throw GGUFError("weights of GGML type " + std::to_string(ggml_type) + " are not supported; convert the model to one of " +
+                    known + "F64");
+}
+
+}  // namespace
+
+Weight::Weight(const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact)
+    : ggml_type_(ggml_type), exact_(exact) {
+    const bool f64 = ggml_type == ggml_f64;
+    const int format = f64 ? int(fmt_F32) : format_of_ggml(ggml_type);
+    if (format < 0) bad_type(ggml_type);
+    const FormatInfo& info = format_info(Format(format));
+    const size_t raw_bytes = f64 ? 8 : size_t(info.raw_bytes);
+    if (rows < 1 || cols < 1 || cols % info.raw_cols != 0 || row_bytes != size_t(cols / info.raw_cols) * raw_bytes)
+        throw GGUFError("a " + std::string(info.name) + " weight of " + std::to_string(rows) + " x " +
+                        std::to_string(cols) + " cannot have rows of " + std::to_string(row_bytes) + " bytes");
+    packed_.rows = rows;
+    packed_.cols = cols;
+    packed_.format = Format(format);
+    if (is_float()) {
+        packed_.q_group = size_t(cols) * group_rows * size_t(info.raw_bytes);
+    } else {
+        packed_.q_group = size_t(cols / block_cols) * size_t(quant_block_bytes(info.bits));
+        packed_.s_group = size_t(cols / info.raw_cols) * size_t(scale_unit_bytes(info.scales, info.subs));
+    }
+    const size_t n = size_t(groups());
+    memory_ = Buffer(n * group_bytes());
+    uint8_t *q = memory_.data(), *s = q + n * packed_.q_group;
+    packed_.q = q;
+    packed_.s = s;
+
+    const int per_task = int(std::clamp<size_t>((256 << 10) / group_bytes(), 1, n));
+    parallel_for(int((n + size_t(per_task) - 1) / size_t(per_task)), [&](int task, int) {
+        const int end = std::min(groups(), (task + 1) * per_task);
+        for (int g = task * per_task; g < end; ++g) {
+            const uint8_t* row[group_rows];
+            for (int r = 0; r < group_rows; ++r) {
+                const int at = g * group_rows + r;
+                row[r] = at < rows ? raw + size_t(at) * row_bytes : nullptr;
+            }
+            uint8_t* out = q + size_t(g) * packed_.q_group;
+            if (f64)
+                interleave_f64(row, cols, reinterpret_cast<float*>(out));
+            else if (packed_.format == fmt_F32)
+                interleave(row, cols, reinterpret_cast<uint32_t*>(out));
+            else if (is_float())
+                interleave(row, cols, reinterpret_cast<uint16_t*>(out));
+            else
+                pack_quant_group(packed_, row, out, s + size_t(g) * packed_.s_group);
+        }
+    });
+}
+
+void Weight::read_row(int row, float* out) const {
+    const FormatInfo& info = format_info(packed_.format);
+    const uint8_t* q = packed_.q + size_t(row / group_rows) * packed_.q_group;
+    const uint8_t* s = packed_.s + size_t(row / group_rows) * packed_.s_group;
+    const int r = row % group_rows;
+    if (is_float()) {
+        for (int k = 0; k < packed_.cols; ++k) {
+            uint32_t bits = 0;
+            std::memcpy(&bits, q + (size_t(k) * group_rows + size_t(r)) * size_t(info.raw_bytes), size_t(info.raw_bytes));
+            if (packed_.format == fmt_F16) {
+                out[k] = half_to_float(uint16_t(bits));
+                continue;
+            }
+            if (packed_.format == fmt_BF16) bits <<= 16;
+            std::memcpy(out + k, &bits, 4);
+        }
+        return;
+    }
+    const int unit_blocks = scale_unit_blocks(info.scales), half_cols = block_cols / info.subs;
+    const bool has_min = info.scales != scales_plain && info.scales != scales_super;
+    for (int b = 0; b < packed_.cols / block_cols; ++b, q += quant_block_bytes(info.bits), out += block_cols) {
+        const uint8_t* unit = s + b / unit_blocks * scale_unit_bytes(info.scales, info.subs);
+        float d[2], m[2];
+        for (int h = 0; h < info.subs; ++h) get_scales(packed_.format, unit, b % unit_blocks, h, r, d + h, m + h);
+        for (int k = 0; k < block_cols; ++k) {
+            const int code = get_code(info.bits, q, r, k), h = k / half_cols;
+            const float v = d[h] * float((info.table ? iq4_table[code] : code) - info.zero);
+            out[k] = has_min ? v + m[h] : v;
+        }
+    }
+}
+
+}  // namespace mixkv

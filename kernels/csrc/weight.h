@@ -1,0 +1,38 @@
+// A weight matrix in the kernels' layout (packed.h), and the code that knows GGML's block formats: packing from raw bytes
+// and reading rows back.
+#pragma once
+
+#include <cstdint>
+
+#include "memory.h"
+#include "packed.h"
+
+namespace mixkv {
+
+class Weight {
+public:
+    // raw: rows x row_bytes in GGML's format `ggml_type`, cols numbers a row. exact: multiply float32 activations.
+    // Throws GGUFError for types and sizes that cannot be. Runs on the pool.
+    Weight(const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact);
+
+    // Row `row` as float32, bit for bit GGML's dequantization.
+    void read_row(int row, float* out) const;
+
+    const Packed& packed() const { return packed_; }
+    int rows() const { return packed_.rows; }
+    int cols() const { return packed_.cols; }
+    int groups() const { return (packed_.rows + group_rows - 1) / group_rows; }
+    int ggml_type() const { return ggml_type_; }
+    size_t nbytes() const { return memory_.size(); }
+    size_t group_bytes() const { return packed_.q_group + packed_.s_group; }
+    bool is_float() const { return packed_.format >= n_quant_formats; }
+    bool float_activations() const { return exact_ || is_float(); }
+
+private:
+    Buffer memory_;
+    Packed packed_{};
+    int ggml_type_;
+    bool exact_;
+};
+
+}  // namespace mixkv
