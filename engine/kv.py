@@ -106,9 +106,7 @@ class KVCache:
         scale = self._model.attention_scale
 
         def attend(layer: int, q: F32, k: F32, v: F32) -> F32:
-            return self.store.step(
-                layer, q, k, v, step.pos, step.hot_from, step.cold_from, step.cold_to, scale=scale
-            )
+            return self.store.step(layer, q, k, v, step.pos, step.hot_from, step.cold_from, step.cold_to, scale=scale)
 
         yield step.pos, attend
         hot, cold = self._policy.peak_tokens(step)
