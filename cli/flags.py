@@ -7,6 +7,7 @@ line and an exit status. Names of the typer package's own parts are avoided: the
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -19,6 +20,8 @@ from mixkv.cli.terminal import guarded
 
 BARE = {"-fa": "on", "--flash-attn": "on", "-co": "on", "--color": "on"}
 """Flags that llama-cli lets stand alone, and what they then mean."""
+METAVARS: dict[Any, str] = {bool: " ", bool | None: " ", int: "N", int | None: "N", float: "X", float | None: "X"}
+"""What stands for a value in the help; nothing for switches."""
 SWITCH_WORDS = frozenset({"on", "off", "auto", "1", "0", "true", "false", "enabled", "disabled"})
 
 
@@ -55,15 +58,20 @@ def with_flags(command: Callable[..., int]) -> Callable[..., int]:
 
 def _options(group: type) -> list[inspect.Parameter]:
     hints = get_type_hints(group)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
-            annotation=Annotated[hints[field.name], field.metadata["option"]],
+    parameters = []
+    for field in dataclasses.fields(group):
+        declared = copy.copy(field.metadata["option"])
+        if declared.metavar is None:
+            declared.metavar = METAVARS.get(hints[field.name])
+        parameters.append(
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=field.default,
+                annotation=Annotated[hints[field.name], declared],
+            )
         )
-        for field in dataclasses.fields(group)
-    ]
+    return parameters
 
 
 def spell_out(arguments: Sequence[str], parameters: Sequence[Any]) -> list[str]:

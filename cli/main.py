@@ -14,12 +14,14 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mixkv.cli import generate
+from mixkv.cli import chat, generate, inspect
 from mixkv.cli.flags import spell_out
 from mixkv.cli.terminal import DONE, INTERRUPTED, WRONG_USAGE, fail, prepare_streams
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "generate": generate.generate,
+    "chat": chat.chat,
+    "inspect": inspect.inspect,
 }
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 # What typer raises for a wrong command line; newer versions do not say where it lives.
@@ -45,7 +47,7 @@ def _app() -> typer.Typer:
             print(ctx.get_help())
 
     for name, command in COMMANDS.items():
-        app.command(name)(command)
+        app.command(name, context_settings=HELP_FLAGS)(command)
     return app
 
 

@@ -51,7 +51,7 @@ class ConversationFlags:
     """Whether `generate` is a chat."""
 
     conversation: bool = flag("-cnv", "--conversation", panel=PROMPT, value=False, help="Chat, as `mixkv chat`")
-    no_conversation: bool = flag("-no-cnv", "--no-conversation", panel=PROMPT, value=False, help="Do not", default="so")
+    no_conversation: bool = flag("-no-cnv", "--no-conversation", panel=PROMPT, value=False, help="No chat, the default")
     interactive: bool = flag("-i", "--interactive", panel=PROMPT, value=False, help="The same as -cnv")
 
 

@@ -1,0 +1,232 @@
+"""`mixkv inspect`: what a model file holds and what it would take, this machine's kernels, the supported families."""
+
+from __future__ import annotations
+
+import json as json_format
+import math
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+
+from mixkv.cli.flags import flag, with_flags
+from mixkv.cli.terminal import DONE, harmless
+from mixkv.kernels.errors import ConfigError, MixkvError
+
+if TYPE_CHECKING:
+    from mixkv.models.config import ModelConfig
+    from mixkv.models.gguf import GGUFFile
+
+MIB = 1 << 20
+SHOWN, SHOWN_TEXT = 6, 200
+"""Elements of an array and characters of a string that are shown."""
+N_BATCH = 512
+WHAT = "What to show"
+
+
+@dataclass(frozen=True)
+class InspectFlags:
+    """What is shown, and how."""
+
+    tensors: bool = flag("--tensors", panel=WHAT, value=False, help="Every tensor with its type and shape, too")
+    families: bool = flag("--families", panel=WHAT, value=False, help="The architectures that mixkv runs; no model")
+    cpu: bool = flag("--cpu", panel=WHAT, value=False, help="The kernels that run here, and why; no model")
+    json: bool = flag("--json", panel=WHAT, value=False, help="One JSON object")
+
+
+@with_flags
+def inspect(
+    show: InspectFlags,
+    model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="GGUF file; left out: the demo model")] = None,
+) -> int:
+    """Show what a model file holds and how much memory it takes, for each length of context."""
+    if sum((show.families, show.cpu, show.tensors)) > 1 or (model is not None and (show.families or show.cpu)):
+        raise ConfigError("give one of MODEL (with or without --tensors), --families and --cpu")
+    if show.families:
+        return _show_families(show.json)
+    if show.cpu:
+        return _show_pairs(cpu_report(), show.json)
+    from mixkv.engine.llm import demo_model
+    from mixkv.models.gguf import open_gguf
+
+    with open_gguf(model if model is not None else demo_model()) as gguf:
+        report = describe(gguf, tensors=show.tensors)
+    if show.json:
+        return _print_json(report)
+    _print_report(report)
+    return DONE
+
+
+def cpu_report() -> dict[str, Any]:
+    """Which twin of the kernels runs and why, and what the native ones say about this CPU."""
+    from mixkv.engine.threads import usable_cores
+    from mixkv.kernels import ops
+
+    forced = os.environ.get("MIXKV_KERNELS")
+    native = ops.__name__.endswith(".native")
+    if forced:
+        why = f"MIXKV_KERNELS={forced} asks for it"
+    elif native:
+        why = "the extension is built and runs on this CPU"
+    else:
+        try:
+            import mixkv.kernels.native  # noqa: F401
+
+            why = "chosen at import"
+        except ImportError as reason:
+            why = f"the native extension cannot be imported: {reason}"
+    report = {"kernels": "native" if native else "reference (NumPy)", "why": why, "usable_cores": usable_cores()}
+    return {**report, **ops.cpu_report()} if native else report
+
+
+def describe(gguf: GGUFFile, *, tensors: bool = False) -> dict[str, Any]:
+    """Everything about an open model file, fit for JSON. `problem` says why mixkv cannot run it, or is None."""
+    from mixkv.models.config import read_config
+    from mixkv.models.registry import family_of
+
+    report: dict[str, Any] = {"path": str(gguf.path), "problem": None, "config": None, "memory": []}
+    report["metadata"] = {key: _shortened(gguf, key) for key in gguf.metadata}
+    try:
+        family_of(gguf)
+        config = read_config(gguf)
+        report["config"] = _jsonable(asdict(config))
+        report["memory"] = memory_table(gguf, config)
+    except MixkvError as error:
+        report["problem"] = str(error)
+    types: dict[str, dict[str, int]] = defaultdict(lambda: {"tensors": 0, "elements": 0, "bytes": 0})
+    for info in gguf.tensors.values():
+        counts = types[info.ggml_type.name]
+        counts["tensors"] += 1
+        counts["elements"] += math.prod(info.shape)
+        counts["bytes"] += info.n_bytes
+    report["types"] = dict(types)
+    if tensors:
+        report["tensors"] = [
+            {"name": info.name, "type": info.ggml_type.name, "shape": list(info.shape), "bytes": info.n_bytes}
+            for info in gguf.tensors.values()
+        ]
+    return report
+
+
+def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
+    """Bytes for contexts up to the one that the model was made for: weights, work space, a full cache of each kind."""
+    from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+    from mixkv.engine.memory import plan_memory
+
+    shorter = [1 << i for i in range(9, 32) if 1 << i < config.n_ctx_train]
+    caches = {"f16": KVCacheConfig(), "mixed": KVCacheConfig(mixed_kv_cache=True)}
+    rows = []
+    for n_ctx in (*shorter[-6:], config.n_ctx_train):
+        row = {"n_ctx": n_ctx}
+        for name, cache in caches.items():
+            plan = CachePlan.of(cache, config.n_layers)
+            memory = plan_memory(gguf, config, plan, n_ctx=n_ctx, n_batch=N_BATCH, dense=False)
+            row |= {"weights": memory.weights, "scratch": memory.scratch}
+            row |= {f"cache_{name}": memory.cache, f"total_{name}": memory.total}
+        rows.append(row)
+    return rows
+
+
+def _shortened(gguf: GGUFFile, key: str) -> Any:
+    """A metadata value: long strings cut, arrays as their length and first elements."""
+    length = gguf.metadata.length(key)
+    value: Any = gguf.metadata[key]
+    if length is None:
+        return value[:SHOWN_TEXT] + "..." if isinstance(value, str) and len(value) > SHOWN_TEXT else _jsonable(value)
+    first = [item.decode("utf-8", "replace") if isinstance(item, bytes) else _jsonable(item) for item in value[:SHOWN]]
+    return {"length": length, "first": first}
+
+
+def _jsonable(value: Any) -> Any:
+    """NumPy's numbers as Python's, what is not finite or no plain value as text."""
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _print_json(report: Any) -> int:
+    print(json_format.dumps(report, ensure_ascii=False, allow_nan=False))
+    return DONE
+
+
+def _show_families(json: bool) -> int:
+    from mixkv.models.registry import FAMILIES, supported_families
+
+    if json:
+        return _print_json({f.architecture: {"models": f.models, "brings": f.features} for f in FAMILIES.values()})
+    print(supported_families())
+    return DONE
+
+
+def _show_pairs(pairs: dict[str, Any], json: bool) -> int:
+    if json:
+        return _print_json(_jsonable(pairs))
+    _print_table("", ("", ""), ((key, _text(value)) for key, value in pairs.items()))
+    return DONE
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    print(report["path"])
+    if report["problem"]:
+        print(f"mixkv cannot run this model: {harmless(report['problem'])}")
+    _print_table("Metadata", ("key", "value"), ((key, _text(value)) for key, value in report["metadata"].items()))
+    if report["config"]:
+        _print_table("Model", ("", ""), ((key, _text(value)) for key, value in report["config"].items()))
+    _print_table(
+        "Weights",
+        ("type", "tensors", "elements", "MiB"),
+        ((kind, f"{n['tensors']}", f"{n['elements']:,}", _mib(n["bytes"])) for kind, n in report["types"].items()),
+    )
+    if "tensors" in report:
+        _print_table(
+            "Tensors",
+            ("name", "type", "shape", "bytes"),
+            ((t["name"], t["type"], " x ".join(map(str, t["shape"])), f"{t['bytes']:,}") for t in report["tensors"]),
+        )
+    if report["memory"]:
+        columns = ("n_ctx", "weights", "scratch", "cache_f16", "cache_mixed", "total_f16", "total_mixed")
+        rows = ((f"{row['n_ctx']}", *(_mib(row[name]) for name in columns[1:])) for row in report["memory"])
+        _print_table("Memory in MiB, the cache full", columns, rows)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict) and set(value) == {"length", "first"}:
+        more = ", ..." if value["length"] > len(value["first"]) else ""
+        return f"[{', '.join(map(repr, value['first']))}{more}] ({value['length']})"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value).replace("\n", "\\n")
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / MIB:,.1f}"
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table as wide as the terminal, or as its content where stdout is no terminal. Cells are text, no markup."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
+    for i, name in enumerate(columns):
+        table.add_column(name, overflow="fold", justify="right" if len(columns) > 2 and i else "left")
+    for row in rows:
+        table.add_row(*(Text(harmless(cell)) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 240).print(table)
