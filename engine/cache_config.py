@@ -83,11 +83,12 @@ class CachePlan:
         if beyond := [i for i in config.per_layer if i >= n_layers]:
             raise ConfigError(f"per_layer names layer {beyond[0]}, but the model has layers 0 to {n_layers - 1}")
         layers = tuple(_layer_format(config, config.per_layer.get(i, {})) for i in range(n_layers))
-        if config.mixed_kv_cache:
-            return cls(layers, config.hot_window, config.sink_tokens, config.rollback_reserve)
-        # Uniform caches are this machinery with other settings: float types are hot for ever, quantized ones have
-        # no window and no sinks, so that a token is quantized as soon as its tile is full.
         floats = all(cache_type(kind).is_float for f in layers for kind in (f.type_k, f.type_v))
+        if config.mixed_kv_cache and not floats:
+            return cls(layers, config.hot_window, config.sink_tokens, config.rollback_reserve)
+        # Uniform caches are this machinery with other settings: float types are hot for ever (so are cold types that
+        # lose nothing, bit for bit), quantized ones have no window and no sinks, so that a token is quantized as soon
+        # as its tile is full.
         return cls(layers, None if floats else 0, 0, config.rollback_reserve)
 
 
