@@ -2,6 +2,9 @@
 
 Hypothesis: set HYPOTHESIS_PROFILE=ci for runs that repeat exactly (the default where the variable CI is set), dev for
 fresh examples each time. No deadlines: machines that run tests are shared.
+
+NumPy's BLAS gets one thread, here and in processes that tests start: its threads spin while they wait, and on a busy
+machine that made the matrices of these tests, all small, ten times slower.
 """
 
 from __future__ import annotations
@@ -9,8 +12,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-from hypothesis import HealthCheck, settings
+for library in ("OPENBLAS", "MKL", "OMP"):  # read when NumPy is imported, so before anything else
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
