@@ -71,6 +71,18 @@ class LLM:
         return list(self._sequence.tokens)
 
     @property
+    def model(self) -> Llama:
+        """The model, for people who run sequences of their own (engine/sequence.py)."""
+        return self._sequence.model
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that generating a token reads: all tensors but an embedding that only looks rows up."""
+        tensors = self._gguf.tensors
+        lookup_only = "output.weight" in tensors
+        return sum(t.n_bytes for name, t in tensors.items() if not (lookup_only and name == "token_embd.weight"))
+
+    @property
     def n_threads(self) -> int:
         """Threads that compute."""
         return self._sequence.n_threads

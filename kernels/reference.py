@@ -7,18 +7,20 @@ file and are dequantized a block of rows at a time, so memory never holds a seco
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
+from numpy.typing import NDArray
+
 from mixkv.kernels.reference_attention import attend_segment
 from mixkv.kernels.store import KVStore, hadamard
-from numpy.typing import NDArray
 
 __all__ = [
     "Head", "KVStore", "NormFFN", "NormQKV", "Weight", "attend_segment", "embed", "hadamard", "linear", "name",
-    "rms_norm", "rope", "set_threads",
+    "read_bandwidth", "rms_norm", "rope", "set_threads",
 ]  # fmt: skip
 
 F32 = NDArray[np.float32]
@@ -30,6 +32,14 @@ name = "reference"
 
 def set_threads(n: int) -> None:
     """NumPy's BLAS keeps its own threads; `n` is accepted so that both backends are called alike."""
+
+
+def read_bandwidth(n_bytes: int) -> float:
+    """Bytes a second read from memory in one pass over n_bytes, by NumPy and so by one thread."""
+    memory = np.ones(n_bytes // 8, np.int64)
+    start = time.perf_counter()
+    memory.sum()
+    return memory.nbytes / (time.perf_counter() - start)
 
 
 class Weight:
