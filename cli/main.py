@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -30,7 +29,9 @@ USAGE_ERRORS: tuple[type[Exception], ...] = (typer.BadParameter.__mro__[2],)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        print(f"mixkv {version('mixkv')}")
+        from mixkv import __version__
+
+        print(f"mixkv {__version__}")
         raise typer.Exit(DONE)
 
 

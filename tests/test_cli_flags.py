@@ -1,0 +1,206 @@
+"""Flags without a process: how llama-cli's spellings are read, what presets and flags add up to, what contradicts."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from mixkv.cli import main, settings
+from mixkv.cli.flags import spell_out
+from mixkv.cli.options import (
+    AcceptedFlags,
+    CacheFlags,
+    ConversationFlags,
+    JsonFlags,
+    ModelFlags,
+    OutputFlags,
+    PromptCacheFlags,
+    PromptFlags,
+)
+from mixkv.cli.sampling_options import SamplingFlags
+from mixkv.cli.terminal import harmless
+from mixkv.cli.text import own_prompt, unescape, with_system
+from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.sampling import SamplingParams
+from mixkv.kernels.errors import ConfigError
+
+GROUP: Any = typer.main.get_command(main._app())
+GENERATE: Any = GROUP.commands["generate"]
+
+
+def parsed(line: str) -> dict[str, Any]:
+    """The parameters that the real parser finds in a command line of `mixkv-cli`."""
+    context = GENERATE.make_context("mixkv-cli", spell_out(line.split(), GENERATE.params))
+    assert isinstance(context.params, dict)
+    return context.params
+
+
+@pytest.mark.parametrize(
+    ("line", "switch", "other"),
+    [
+        ("-fa", "on", {}),
+        ("-p hi -fa", "on", {"prompt": "hi"}),
+        ("-fa -t 8", "on", {"n_threads": 8}),
+        ("-fa off -t 8", "off", {"n_threads": 8}),
+        ("-fa auto", "auto", {}),
+        ("-t 8 --flash-attn --mixed-kv-cache", "on", {"n_threads": 8, "mixed_kv_cache": True}),
+        ("--flash-attn=off", "off", {}),
+        ("-p -fa", "auto", {"prompt": "-fa"}),
+        ("-p hi", "auto", {}),
+    ],
+)
+def test_a_bare_fa_is_legal_everywhere_and_values_of_other_flags_are_not_touched(
+    line: str, switch: str, other: dict[str, Any]
+) -> None:
+    found = parsed(line)
+    assert found["flash_attn"] == switch
+    assert {name: found[name] for name in other} == other
+
+
+def test_every_word_of_the_command_line_contract_is_understood() -> None:
+    """The table of shared flags, each spelled in every way that llama-cli has."""
+    found = parsed(
+        "-m m.gguf -p hi -sys kind -n 5 -c 64 -t 2 -tb 2 -b 32 -ub 32 -s 7 -e --no-display-prompt -no-cnv --keep 1 "
+        "-r A -r B --ignore-eos -v --color --temp 0.5 --top-k 3 --top-p 0.5 --min-p 0.1 --typical 0.9 "
+        "--repeat-penalty 1.1 --repeat-last-n 9 --presence-penalty 0.1 --frequency-penalty 0.2 --dry-multiplier 0.8 "
+        "--dry-base 1.7 --dry-allowed-length 3 --dry-penalty-last-n 64 --dry-sequence-breaker x --xtc-probability 0.5 "
+        "--xtc-threshold 0.2 --mirostat 2 --mirostat-lr 0.2 --mirostat-ent 4 -l 15043+1 -l 2-inf -fa on "
+        "-ngl 10 --mlock --no-mmap --mixed-kv-cache -ctk q8_0 -ctv q4_0 --hot-window 64 --sink-tokens 4 --kv-rotate on "
+        "--preset default --json"
+    )
+    assert found["stop"] == ["A", "B"]
+    assert (found["temperature"], found["mirostat_ent"], found["dry_sequence_breakers"]) == (0.5, 4.0, ["x"])
+    assert (found["type_k"], found["type_v"], found["rotate"], found["color"]) == ("q8_0", "q4_0", "on", "on")
+    pairs = [
+        "--n-predict --predict -n", "--ctx-size -c", "--threads -t", "--threads-batch -tb", "--batch-size -b",
+        "--ubatch-size -ub", "--seed -s", "--gpu-layers --n-gpu-layers -ngl", "--keep",
+    ]  # fmt: skip
+    for names in pairs:
+        values = [{k: v for k, v in parsed(f"{name} 3").items() if v in (3, "3")} for name in names.split()]
+        assert values[0]
+        assert all(value == values[0] for value in values)
+    negative = parsed("-n -1 -s -1 -t -1")
+    assert (negative["max_tokens"], negative["seed"], negative["n_threads"]) == (-1, -1, -1)
+    assert parsed("-cnv")["conversation"]
+    assert parsed("-i")["interactive"]
+    assert parsed("-f x")["file"] == "x"
+
+
+@pytest.mark.parametrize("flags", [SamplingFlags, CacheFlags])
+def test_flags_are_fields_of_the_engine_and_the_help_states_their_defaults(flags: type) -> None:
+    """A flag without a field would be dropped; a default that moves in the engine must move in the help."""
+    engine = {f.name: f.default for kind in (SamplingParams, KVCacheConfig) for f in dataclasses.fields(kind)}
+    for field in dataclasses.fields(flags):
+        if field.name == "preset":
+            continue
+        assert field.name in engine
+        default, option = engine[field.name], field.metadata["option"]
+        stated = re.search(r"\(default: (-?[0-9.]+)\)", option.help)
+        if type(default) in (int, float) or field.name in ("max_tokens", "seed"):
+            assert stated, field.name
+            assert float(stated[1]) == (-1 if default is None else default), field.name
+        else:
+            assert not stated, field.name
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        (r"a\nb\tc\rd", "a\nb\tc\rd"),
+        (r"\\n \" \'", "\\n \" '"),
+        (r"\x41\xc3\xa9", "Aé"),
+        (r"\q \x4 C:\dir", r"\q \x4 C:\dir"),
+        ("\\", "\\"),
+        ("é", "é"),
+    ],
+)
+def test_escapes_mean_what_they_mean_to_llama_cli(text: str, meaning: str) -> None:
+    assert unescape(text) == meaning
+
+
+def test_flags_win_over_the_preset_and_the_preset_over_the_defaults() -> None:
+    config = settings.cache_config(CacheFlags(preset="low-memory", sink_tokens=2))
+    assert config == KVCacheConfig(mixed_kv_cache=True, hot_window=64, sink_tokens=2, type_k="q4_0", type_v="q4_0")
+    assert settings.cache_config(CacheFlags()) == KVCacheConfig()
+    assert settings.cache_config(CacheFlags(mixed_kv_cache=True, rotate="off")) == KVCacheConfig(True, rotate="off")
+    assert settings.cache_config(CacheFlags(type_k="q8_0")) == KVCacheConfig(type_k="q8_0")
+
+
+def test_types_of_a_preset_are_not_carried_over_to_the_other_kind_of_cache() -> None:
+    """Cold types of 4 bits would become those of the whole cache, and f16 would become the cold type."""
+    plain = settings.cache_config(CacheFlags(preset="default", mixed_kv_cache=False))
+    assert (plain.mixed_kv_cache, plain.type_k, plain.type_v) == (False, None, None)
+    mixed = settings.cache_config(CacheFlags(preset="llama-cpp", mixed_kv_cache=True))
+    assert (mixed.mixed_kv_cache, mixed.type_k, mixed.type_v) == (True, None, None)
+
+
+def test_sampling_flags_become_sampling_params(tmp_path: Path) -> None:
+    preset = tmp_path / "mine.toml"
+    preset.write_text("[sampling]\ntop_k = 7\ntop_p = 0.5\n", encoding="utf-8")
+    flags = SamplingFlags(
+        max_tokens=-2, top_p=0.25, stop=[r"\n"], logit_bias=["5+1.5", "7-inf", "9-2e1"], dry_sequence_breakers=["none"]
+    )
+    params = settings.sampling_params(flags, CacheFlags(preset=str(preset)), escape=True, logprobs=2)
+    assert params == SamplingParams(
+        top_k=7, top_p=0.25, stop=("\n",), logit_bias={5: 1.5, 7: float("-inf"), 9: -20.0}, dry_sequence_breakers=(),
+        logprobs=2,
+    )  # fmt: skip
+    assert settings.sampling_params(flags, CacheFlags(), escape=False).stop == (r"\n",)
+
+
+@pytest.mark.parametrize("bias", ["5", "+1", "a+1", "5+", "5+1+1", "5+nan", "5 1", "-5+1"])
+def test_a_logit_bias_that_is_none_is_refused(bias: str) -> None:
+    with pytest.raises(ConfigError, match="logit-bias"):
+        settings.sampling_params(SamplingFlags(logit_bias=[bias]), CacheFlags(), escape=True)
+
+
+def contradictions() -> list[tuple[str, Any]]:
+    """(what the message says, the check that must raise)"""
+    mixed_only = [CacheFlags(hot_window=1), CacheFlags(preset="llama-cpp", sink_tokens=1)]
+    greedy = SamplingParams(max_tokens=5)
+    cache = PromptCacheFlags(prompt_cache="x")
+    both = PromptCacheFlags(prompt_cache="x", prompt_cache_all=True, prompt_cache_ro=True)
+    return [
+        *(("mixed cache only", lambda flags=flags: settings.cache_config(flags)) for flags in mixed_only),
+        ("contradicts -cnv", lambda: settings.wants_chat(ConversationFlags(no_conversation=True, interactive=True))),
+        ("-q contradicts -v", lambda: settings.check_output(OutputFlags(quiet=True, verbose=True))),
+        ("use on, off or auto", lambda: settings.check_output(OutputFlags(color="maybe"))),
+        ("add --json", lambda: settings.check_output(OutputFlags(), JsonFlags(logprobs=1))),
+        ("contradicts a chat", lambda: settings.check_output(OutputFlags(), JsonFlags(json=True), chat=True)),
+        ("-c -5", lambda: settings.context_size(ModelFlags(n_ctx=-5))),
+        ("-p and -f", lambda: own_prompt(PromptFlags(prompt="x", file="y"))),
+        ("use on, off or auto", lambda: settings.notes(AcceptedFlags(flash_attn="perhaps"), ModelFlags())),
+        ("-ngl", lambda: settings.notes(AcceptedFlags(gpu_layers="many"), ModelFlags())),
+        (
+            "need --prompt-cache",
+            lambda: settings.check_prompt_cache(PromptCacheFlags(prompt_cache_ro=True), greedy, chat=False),
+        ),
+        ("contradicts --prompt-cache-ro", lambda: settings.check_prompt_cache(both, greedy, chat=False)),
+        ("not for a chat", lambda: settings.check_prompt_cache(cache, greedy, chat=True)),
+        ("-n 0", lambda: settings.check_prompt_cache(cache, SamplingParams(max_tokens=0), chat=False)),
+    ]
+
+
+@pytest.mark.parametrize(("message", "check"), contradictions())
+def test_contradictions_are_refused(message: str, check: Any) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check()
+
+
+def test_flags_that_ask_for_what_happens_anyway_say_nothing() -> None:
+    flags = AcceptedFlags(flash_attn="on", gpu_layers="0", threads_batch=4, ubatch=256, no_warmup=True)
+    assert settings.notes(flags, ModelFlags(n_threads=4, n_batch=256)) == []
+
+
+def test_the_system_prompt_goes_first() -> None:
+    assert with_system(PromptFlags(system=r"Be\nkind."), "Hello") == "Be\nkind.\n\nHello"
+    assert with_system(PromptFlags(system="Be kind."), "") == "", "a system prompt alone is no prompt"
+
+
+def test_text_from_a_model_cannot_steer_a_terminal() -> None:
+    assert harmless("a\x1b[2J\x07\x9b1m\tb\n") == "a�[2J��1m\tb\n"
