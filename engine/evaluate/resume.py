@@ -29,8 +29,8 @@ class RunKey:
     """What a run measures; a resume file of another run is refused."""
 
     model: str
-    text: str
     n_ctx: int
+    text: str
     kernels: str
     caches: tuple[str, ...]
 
