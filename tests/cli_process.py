@@ -7,6 +7,7 @@ their own, so that the checkout's folders are not on their path by accident.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pty
 import re
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from mixkv.engine.llm import demo_model
 
 DEMO = str(demo_model())
 SCRIPTS = Path(sys.executable).parent
-LIMIT_SECONDS = 120.0
+LIMIT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ class OnTerminal:
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
         self.process = subprocess.Popen(
             line or command(*words), stderr=slave, env=environment, cwd=tempfile.gettempdir(), start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),  # so that the Ctrl-C key is a signal
             **({"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | ends),
         )  # fmt: skip
         os.close(slave)
@@ -105,7 +108,9 @@ class OnTerminal:
                 if not data:
                     break
                 self.seen += data
-        assert until is None, f"{until!r} not seen in {self.seen[begin:]!r}"
+        if until is not None:
+            self.process.kill()
+            raise AssertionError(f"{until!r} not seen in {self.seen[begin:][-500:]!r}")
         return self.seen[begin:].decode(errors="replace")
 
     def type(self, text: str) -> None:
