@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from mixkv.engine.sequence import Progress, Sequence
 from mixkv.engine.stops import StopMatcher
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.engine.tokenizer.detokenizer import StreamDetokenizer
+from mixkv.kernels.errors import InputError
 from mixkv.models.llama import F32
 
 
@@ -20,11 +22,13 @@ class Generation:
     """Iterate over it for chunks; afterwards (or in between) `text`, `tokens`, `finish_reason` and `stats` hold.
 
     A KeyboardInterrupt while a token is computed ends it with finish_reason "interrupted" and what there is.
+    turn: held while a chunk is computed. InputError from the next chunk on, once somebody else used the sequence.
     """
 
     def __init__(
         self, sequence: Sequence, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams, *,
         load_seconds: float = 0.0, exact_prefix: bool = False, progress: Progress | None = None,
+        turn: AbstractContextManager[object] | None = None,
     ) -> None:  # fmt: skip
         self.sequence, self.params, self.prompt = sequence, params, prompt
         self.sampler = Sampler(
@@ -38,13 +42,15 @@ class Generation:
         self._detokenizer, self._stops = StreamDetokenizer(tokenizer), StopMatcher(params.stop)
         self._load_seconds, self._exact_prefix, self._progress = load_seconds, exact_prefix, progress
         self._reused, self._prompt_seconds, self._decode_seconds = 0, 0.0, 0.0
+        self._turn, self._cuts = turn or nullcontext(), 0
         self._chunks = self._run()
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
-        return next(self._chunks)
+        with self._turn:
+            return next(self._chunks)
 
     @property
     def text(self) -> str:
@@ -104,6 +110,7 @@ class Generation:
     def _prefill(self) -> F32:
         start = time.perf_counter()
         self._reused = self.sequence.keep_prefix(self.prompt, self._exact_prefix)
+        self._cuts = self.sequence.cuts
         self.sampler.extend(self.prompt)
         try:
             return self.sequence.feed(self.prompt[self._reused :], progress=self._progress)
@@ -111,6 +118,8 @@ class Generation:
             self._prompt_seconds = time.perf_counter() - start
 
     def _decode(self) -> F32:
+        if self.sequence.cuts != self._cuts:
+            raise InputError("this stream is over: a later call on the same LLM took its place in the cache")
         start = time.perf_counter()
         try:
             return self.sequence.feed(self.tokens[-1:])

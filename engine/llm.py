@@ -58,7 +58,7 @@ class LLM:
         cache = KVCache(model.config, plan, n_ctx=n_ctx, chunk=n_batch)
         self._gguf = gguf
         self._sequence = Sequence(model, cache, n_batch=n_batch, n_threads=n_threads)
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
 
     @property
     def cache(self) -> KVCache:
@@ -123,9 +123,10 @@ class LLM:
     ) -> Generation:  # fmt: skip
         """Like `generate`, but an iterator of Chunks; it also has `text`, `tokens`, `finish_reason` and `stats`.
 
-        One stream at a time: starting another generation on this LLM ends the use of an unfinished one.
+        One stream at a time: whatever else runs on this LLM ends an unfinished one, whose next chunk is an InputError.
         """
-        return self._start(prompt, parse_special, progress, params, options)
+        with self._my_turn():
+            return self._start(prompt, parse_special, progress, params, options)
 
     def logits(self, ids: Ids[int] | NDArray[np.integer], *, progress: Progress | None = None) -> NDArray[np.float32]:
         """(n, n_vocab) float32: row i are the logits after ids[: i + 1]. Replaces what is in the cache."""
@@ -174,12 +175,15 @@ class LLM:
             self.reset()
         return Generation(
             self._sequence, self.tokenizer, ids, chosen, load_seconds=self.load_seconds,
-            exact_prefix=self.prefix_reuse == "exact", progress=progress,
+            exact_prefix=self.prefix_reuse == "exact", progress=progress, turn=self._turn,
         )  # fmt: skip
 
 
 def _checked_ids(ids: Ids[int] | NDArray[np.integer], n_vocab: int) -> list[int]:
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except (ValueError, OverflowError):
+        raise InputError("token ids must be a flat sequence of whole numbers, not lists of lists") from None
     if array.size == 0:
         return []
     if array.ndim != 1 or array.dtype.kind not in "iu":

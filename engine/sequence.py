@@ -16,11 +16,15 @@ Progress = Callable[[int, int], None]
 
 
 class Sequence:
-    """Feeds tokens to the model, a chunk of at most n_batch at a time. `tokens` are those in the cache."""
+    """Feeds tokens to the model, a chunk of at most n_batch at a time. `tokens` are those in the cache.
+
+    `cuts` counts how often tokens were taken back: who finds it changed no longer continues its own text.
+    """
 
     def __init__(self, model: Llama, cache: KVCache, *, n_batch: int, n_threads: int) -> None:
         self.model, self.cache, self.n_batch, self.n_threads = model, cache, n_batch, n_threads
         self.tokens: list[int] = []
+        self.cuts = 0
 
     def feed(self, ids: Ids[int], *, all_rows: bool = False, progress: Progress | None = None) -> F32:
         """Append `ids` (at least one, in range) and return logits: (n, n_vocab) for all_rows, else (1, n_vocab).
@@ -62,3 +66,4 @@ class Sequence:
         """Forget all but the first n tokens."""
         self.cache.truncate(n)
         del self.tokens[n:]
+        self.cuts += 1
