@@ -100,7 +100,7 @@ def run_bench(
     for kv in caches:
         plan = CachePlan.of(cache_config(kv), llm.config.n_layers)
         cache = KVCache(llm.config, plan, n_ctx=longest + 1, chunk=llm.n_batch)
-        sequence = Sequence(llm.model, cache, n_batch=llm.n_batch, n_threads=llm.n_threads)
+        sequence = Sequence(llm.sequence.model, cache, n_batch=llm.n_batch, n_threads=llm.n_threads)
         for test in sorted(tests, key=lambda t: t.depth):
             if report is not None:
                 report(f"{test.name} {kv}")

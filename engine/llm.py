@@ -71,9 +71,9 @@ class LLM:
         return list(self._sequence.tokens)
 
     @property
-    def model(self) -> Llama:
-        """The model, for people who run sequences of their own (engine/sequence.py)."""
-        return self._sequence.model
+    def sequence(self) -> Sequence:
+        """The sequence in hand: its model and cache, for people who run forward passes themselves."""
+        return self._sequence
 
     @property
     def weight_bytes(self) -> int:
