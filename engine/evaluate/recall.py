@@ -52,9 +52,7 @@ def needle_recall(
     reads; each has a password of its own, words of `text`'s beginning drawn with `seed`.
     InputError where the text has too few words or the windows are too short.
     """
-    words = _words(text)
-    rng = np.random.default_rng(seed)
-    passwords = ["".join(f" {w}" for w in rng.choice(words, 3, replace=False)) for _ in windows]
+    passwords = draw_passwords(text, len(windows), seed)
     cases = [_Case.of(llm, window, password) for window, password in zip(windows, passwords, strict=True)]
     jobs: list[tuple[Variant, float | None]] = [(BASE_VARIANT, None), *((v, d) for v in variants for d in depths)]
     rows, n_ctx = [], max(len(ids) for ids in windows)
@@ -107,14 +105,11 @@ def _score(sequence: TokenSequence, case: _Case, depth: float | None) -> tuple[n
     return logits.argmax(axis=1) == answer, -score_rows(logits, logits, answer).nll
 
 
-def _words(text: Path) -> list[str]:
-    words = sorted({w for piece in _first(text) for w in _WORD.findall(piece)})
+def draw_passwords(text: Path, n: int, seed: int) -> list[str]:
+    """n passwords, each three words with a space before each, from the first piece of `text`."""
+    beginning = next(text_pieces(text), "")
+    words = sorted(set(_WORD.findall(beginning)))
     if len(words) < 3:
         raise InputError(f"{text}: has fewer than three plain words to make a password of; use a longer English text")
-    return words
-
-
-def _first(text: Path) -> list[str]:
-    for piece in text_pieces(text):
-        return [piece]
-    return []
+    rng = np.random.default_rng(seed)
+    return ["".join(f" {word}" for word in rng.choice(words, 3, replace=False)) for _ in range(n)]
