@@ -18,21 +18,24 @@ namespace mixkv {
 constexpr int block_keys = 64;
 constexpr int tiles_per_block = block_keys / tile_tokens;
 
-// Queries made ready for the kernels. With pitch = padded_dim(head_dim), row r has pitch floats at q, and, where K is
-// quantized, blocks of 32 as two int8 each: q = scale (256 hi + lo); `offset` is -zero * sum(256 hi + lo) for K codes
-// stored with this zero point.
+// Queries made ready for the kernels. Row r has pitch = padded_dim(head_dim) floats at q, divided by a factor of its own:
+// a score is scale[r] * (q_r . k). Where K is quantized the factor makes q_r integral to within rounding, and codes has
+// the integers as two int8 each, base * hi + lo, block by block: 32 hi, then 32 lo. offset is -zero * sum(base * hi +
+// lo) for K codes with this zero point.
 struct QueryRows {
     int n_rows, head_dim, pitch, blocks;
     float* q;         // [n_rows][pitch]
-    int8_t* hi;       // [n_rows][blocks * 32]
-    int8_t* lo;       // [n_rows][blocks * 32]
-    float* scale;     // [n_rows][blocks]
+    int8_t* codes;    // [n_rows][blocks][64]
+    float* scale;     // [n_rows]
     int32_t* offset;  // [n_rows][blocks]
 };
 
 static inline int padded_dim(int head_dim) { return round_up_int(head_dim, 32); }
+// Rows that row buffers have room for: matrix units work on 16 rows and may fill what is beyond the last with anything.
+static inline int padded_rows(int n_rows) { return n_rows > 16 ? round_up_int(n_rows, 16) : n_rows; }
 
-// Running state of some rows; acc has `pitch` floats a row.
+// Running state of some rows: m is the largest score so far times log2(e), weights are 2^(score * log2(e) - m), s is kept
+// in 16 lanes whose sum counts; acc has `pitch` floats a row.
 struct StateRows {
     float *m, *s, *acc;
     int pitch;
@@ -45,7 +48,17 @@ struct SoftmaxArgs {
     const float* slopes;            // per head of the group, or null
     const float* bias;              // [n_queries][64], added (times slope), or null
     const float* distance;          // per query: position of key 0 minus position of the query; ALiBi where bias is null
-    float* x;                       // [rows][64]: raw scores in, weights out; entries outside first..stop become 0
+    const float* scale;             // per row: QueryRows::scale
+    float* x;                       // [rows][64]: q . k in, weights out; entries outside first..stop become 0
+    StateRows state;
+};
+
+// A block of values for the matrix form of pv: all rows and four tiles at once.
+struct ValueBlock {
+    const float* x;                 // [rows][64] weights
+    int n_queries, group, head_dim;
+    const uint8_t* tiles[tiles_per_block];  // null: nobody reads this one
+    const uint8_t* readers;         // per query: bit t is set if it reads tile t
     StateRows state;
 };
 
@@ -55,20 +68,28 @@ struct AttnOps {
     // float32 row -> GGML bytes and back; the padded part of a quantized row is written as zeros
     void (*encode_row)(CacheType type, const float* row, int head_dim, uint8_t* bytes);
     void (*decode_row)(CacheType type, const uint8_t* bytes, int head_dim, float* row);
-    // splits the float rows of `q` into hi, lo, scale, offset (zero: of the K codes, 8 or 128)
-    void (*split_queries)(const QueryRows& q, int zero);
+    // from float rows in `q`: codes, offset and the division by the factor, for this type of K; scale = factor * by
+    void (*split_queries)(const QueryRows& q, CacheType type_k, float by);
 
+    // around the calls below for one set of rows on one thread: sets matrix units up and gives them back
+    void (*enter)(int n_rows);
+    void (*leave)();
     // x[r][0..16) = q_r . k_t for rows r0..r1 of the block
     void (*qk[n_cache_types])(const QueryRows& q, int r0, int r1, const uint8_t* tile, float* x);
     void (*softmax)(const SoftmaxArgs& args);
     // acc[r] += sum over t in t0..t1 of x[r][t] v_t, t rising
     void (*pv[n_cache_types])(const float* x, int r0, int r1, const uint8_t* tile, int head_dim, int t0, int t1,
                               const StateRows& state);
+    // where not null, the driver uses this instead of pv for cold tiles of the type
+    void (*pv_block[n_cache_types])(const ValueBlock& block);
     // a := a merged with b, row by row (kv-cache.md section 6)
     void (*merge)(int n_rows, int head_dim, const StateRows& a, const StateRows& b);
+    float (*sum_lanes)(const float* s);  // the sum of 16 lanes
     // out = acc / s, 0 where s = 0; `out` has padded_dim floats
     void (*finalize_row)(const float* acc, float s, int head_dim, float* out);
 };
+
+constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 
 MIXKV_DECLARE_TABLES(AttnOps, attn_table)
 const AttnOps& attn_ops();

@@ -59,6 +59,15 @@ struct Run {
     bool hot;
 };
 
+// Scratch of a block: row-wise scores and masks, query-wise spans.
+struct BlockScratch {
+    float *x, *bias, *distance;
+    int *first, *stop;
+    Run* runs;
+    uint8_t* readers;
+    bool alike;  // every query sees all 64 keys, each tile in one form: one run per tile
+};
+
 class Attention {
 public:
     explicit Attention(const AttnProblem& p);
@@ -80,10 +89,11 @@ private:
     static void clear(const StateRows& s, int n_rows);
 
     void prepare(const QueryRange& r, const QueryRows& q) const;
-    int plan_tile(const QueryRange& r, const int* first, const int* stop, int64_t base, int tile, Run* runs) const;
+    bool plan_block(const QueryRange& r, int64_t base, int64_t limit, BlockScratch& b) const;
+    int plan_tile(const QueryRange& r, const BlockScratch& b, int64_t base, int tile) const;
     const uint8_t* tile_at(Side side, int64_t position, int head, bool hot) const;
-    void attend_block(const QueryRange& r, const QueryRows& q, int64_t base, int64_t stop, float* x, int* span, Run* runs,
-                      float* bias, const StateRows& state) const;
+    void add_scores(const QueryRange& r, const QueryRows& q, int64_t base, const BlockScratch& b) const;
+    void add_values(const QueryRange& r, int64_t base, const BlockScratch& b, const StateRows& state) const;
     void attend_chunk(const QueryRange& r, const QueryRows& q, const KeyRange& keys, Arena& arena,
                       const StateRows& state) const;
     size_t chunk_bytes(int n_rows) const;
@@ -118,41 +128,41 @@ Attention::Attention(const AttnProblem& p) : p_(p), ops_(attn_ops()) {
 }
 
 size_t Attention::query_bytes(int n_rows) const {
-    const size_t blocks = size_t(n_rows) * size_t(n_blocks(p_.head_dim_k));
-    return blocks * (32 * 4 + 32 * 2 + 8) + 5 * 64;
+    const size_t n = size_t(padded_rows(n_rows)), blocks = n * size_t(n_blocks(p_.head_dim_k));
+    return blocks * (32 * 4 + 64 + 4) + n * 4 + 4 * 64;
 }
 size_t Attention::state_bytes(int n_rows) const {
-    return size_t(n_rows) * (size_t(padded_dim(p_.head_dim_v)) + 2) * 4 + 3 * 64;
+    return size_t(padded_rows(n_rows)) * (size_t(padded_dim(p_.head_dim_v)) + 17) * 4 + 3 * 64;
 }
 size_t Attention::chunk_bytes(int n_rows) const {
-    const size_t n = size_t(n_rows);  // at least as many as queries
-    return n * block_keys * 4 * 2 + n * (3 * sizeof(int) + sizeof(Run)) + 4 * 64;
+    const size_t n = size_t(padded_rows(n_rows));  // at least as many as queries
+    return n * block_keys * 4 * 2 + n * (3 * sizeof(int) + sizeof(Run) + 1) + 7 * 64;
 }
 
 QueryRows Attention::take_queries(Arena& arena, int n_rows) const {
     QueryRows q;
     q.n_rows = n_rows, q.head_dim = p_.head_dim_k, q.pitch = padded_dim(p_.head_dim_k), q.blocks = q.pitch / 32;
-    const size_t values = size_t(n_rows) * size_t(q.pitch);
-    q.q = arena.take<float>(values);
-    q.hi = arena.take<int8_t>(values);
-    q.lo = arena.take<int8_t>(values);
-    q.scale = arena.take<float>(values / 32);
-    q.offset = arena.take<int32_t>(values / 32);
+    const size_t n = size_t(padded_rows(n_rows)), blocks = n * size_t(q.blocks);
+    q.q = arena.take<float>(blocks * 32);
+    q.codes = arena.take<int8_t>(blocks * 64);
+    q.scale = arena.take<float>(n);
+    q.offset = arena.take<int32_t>(blocks);
     return q;
 }
 
 StateRows Attention::take_state(Arena& arena, int n_rows) const {
     StateRows s;
+    const size_t n = size_t(padded_rows(n_rows));
     s.pitch = padded_dim(p_.head_dim_v);
-    s.m = arena.take<float>(size_t(n_rows));
-    s.s = arena.take<float>(size_t(n_rows));
-    s.acc = arena.take<float>(size_t(n_rows) * size_t(s.pitch));
+    s.m = arena.take<float>(n);
+    s.s = arena.take<float>(n * 16);
+    s.acc = arena.take<float>(n * size_t(s.pitch));
     return s;
 }
 
 void Attention::clear(const StateRows& s, int n_rows) {
     std::fill_n(s.m, n_rows, neg_inf);
-    std::fill_n(s.s, n_rows, 0.0f);
+    std::fill_n(s.s, n_rows * 16, 0.0f);
     std::fill_n(s.acc, size_t(n_rows) * size_t(s.pitch), 0.0f);
 }
 
@@ -163,11 +173,13 @@ void Attention::prepare(const QueryRange& r, const QueryRows& q) const {
     for (int64_t i = r.first; i < r.stop; ++i)
         for (int g = 0; g < group(); ++g, row += q.pitch) {
             const float* from = p_.q + (size_t(i) * size_t(p_.n_heads) + size_t(r.kv_head * group() + g)) * dim;
-            for (size_t d = 0; d < dim; ++d) row[d] = from[d] * p_.scale;
+            std::copy_n(from, dim, row);
             std::fill(row + dim, row + q.pitch, 0.0f);
             if (p_.rotate_q) ops_.hadamard(row, p_.head_dim_k);
         }
-    if (!is_float_type(p_.format.type_k)) ops_.split_queries(q, p_.format.type_k == cache_q4_0 ? 8 : 128);
+    // the kernels want scores in base 2; where something is still to be added to them, they convert afterwards
+    const bool plain = !p_.mask && !p_.slopes && p_.softcap <= 0.0f;
+    ops_.split_queries(q, p_.format.type_k, plain ? p_.scale * log2_e : p_.scale);
 }
 
 const uint8_t* Attention::tile_at(Side side, int64_t position, int head, bool hot) const {
@@ -177,73 +189,109 @@ const uint8_t* Attention::tile_at(Side side, int64_t position, int head, bool ho
 }
 
 // The runs of queries that read this tile of the block at `base` alike; queries that see none of it are left out.
-int Attention::plan_tile(const QueryRange& r, const int* first, const int* stop, int64_t base, int tile, Run* runs) const {
+int Attention::plan_tile(const QueryRange& r, const BlockScratch& b, int64_t base, int tile) const {
     const int from = tile * tile_tokens, to = from + tile_tokens;
+    if (b.alike) {
+        b.runs[0] = {0, int(r.stop - r.first), 0, tile_tokens, base < p_.sink_tokens || base >= hot_from(r.first)};
+        return 1;
+    }
     int n = 0;
     for (int i = 0; i < int(r.stop - r.first); ++i) {
-        const int t0 = std::max(first[i], from) - from, t1 = std::min(stop[i], to) - from;
+        const int t0 = std::max(b.first[i], from) - from, t1 = std::min(b.stop[i], to) - from;
         if (t0 >= t1) continue;
         const bool hot = base < p_.sink_tokens || base + from >= hot_from(r.first + i);
-        if (n && runs[n - 1].q1 == i && runs[n - 1].t0 == t0 && runs[n - 1].t1 == t1 && runs[n - 1].hot == hot)
-            runs[n - 1].q1 = i + 1;
+        Run& last = b.runs[n ? n - 1 : 0];
+        if (n && last.q1 == i && last.t0 == t0 && last.t1 == t1 && last.hot == hot)
+            last.q1 = i + 1;
         else
-            runs[n++] = {i, i + 1, t0, t1, hot};
+            b.runs[n++] = {i, i + 1, t0, t1, hot};
     }
     return n;
 }
 
-// 64 keys from `base`, those below `limit`, for all queries of the range. span: [2][queries], runs: [queries].
-void Attention::attend_block(const QueryRange& r, const QueryRows& q, int64_t base, int64_t limit, float* x, int* span,
-                             Run* runs, float* bias, const StateRows& state) const {
-    const int n = int(r.stop - r.first), g = group();
-    int *first = span, *stop = span + n;
-    auto* distance = reinterpret_cast<float*>(span + 2 * n);
-    bool any = false;
-    for (int i = 0; i < n; ++i) {
+// Which keys of the block at `base` each query sees; false if none sees any.
+bool Attention::plan_block(const QueryRange& r, int64_t base, int64_t limit, BlockScratch& b) const {
+    bool any = false, all = true;
+    int64_t least = hot_from(r.first), most = least;
+    for (int i = 0; i < int(r.stop - r.first); ++i) {
         const int64_t query = r.first + i, to = std::min(stop_key(query), limit) - base;
-        first[i] = int(std::clamp<int64_t>(first_key(query) - base, 0, block_keys));
-        stop[i] = int(std::clamp<int64_t>(to, 0, block_keys));
-        distance[i] = float(base - p_.pos - query);
-        any |= first[i] < stop[i];
+        b.first[i] = int(std::clamp<int64_t>(first_key(query) - base, 0, block_keys));
+        b.stop[i] = int(std::clamp<int64_t>(to, 0, block_keys));
+        b.distance[i] = float(base - p_.pos - query);
+        any |= b.first[i] < b.stop[i];
+        all &= b.first[i] == 0 && b.stop[i] == block_keys;
+        least = std::min(least, hot_from(query));
+        most = std::max(most, hot_from(query));
     }
-    if (!any) return;
-    for (int t = 0; t < tiles_per_block; ++t) {
-        const int n_runs = plan_tile(r, first, stop, base, t, runs);
-        for (int i = 0; i < n_runs; ++i) {
-            const CacheType type = runs[i].hot ? p_.format.hot_k : p_.format.type_k;
-            const uint8_t* tile = tile_at(side_k, base + t * tile_tokens, r.kv_head, runs[i].hot);
-            ops_.qk[type](q, runs[i].q0 * g, runs[i].q1 * g, tile, x + t * tile_tokens);
-        }
-    }
-    if (p_.mask)
-        for (int i = 0; i < n; ++i) {
+    b.alike = all && (base < p_.sink_tokens || base + block_keys <= least || base >= most);
+    if (any && p_.mask)
+        for (int64_t i = 0; i < r.stop - r.first; ++i) {
             const int64_t keys = std::min<int64_t>(block_keys, limit - base);
-            std::copy_n(p_.mask + (r.first + i) * p_.mask_pitch + base, keys, bias + i * block_keys);
-            std::fill(bias + i * block_keys + keys, bias + (i + 1) * block_keys, 0.0f);
+            float* bias = b.bias + i * block_keys;
+            std::fill(std::copy_n(p_.mask + (r.first + i) * p_.mask_pitch + base, keys, bias), bias + block_keys, 0.0f);
         }
-    const float* slopes = p_.slopes ? p_.slopes + r.kv_head * g : nullptr;
-    ops_.softmax({n, g, first, stop, p_.softcap, slopes, p_.mask ? bias : nullptr, distance, x, state});
+    return any;
+}
+
+void Attention::add_scores(const QueryRange& r, const QueryRows& q, int64_t base, const BlockScratch& b) const {
     for (int t = 0; t < tiles_per_block; ++t) {
-        const int n_runs = plan_tile(r, first, stop, base, t, runs);
-        for (int i = 0; i < n_runs; ++i) {
-            const CacheType type = runs[i].hot ? p_.format.hot_v : p_.format.type_v;
-            const uint8_t* tile = tile_at(side_v, base + t * tile_tokens, r.kv_head, runs[i].hot);
-            ops_.pv[type](x + t * tile_tokens, runs[i].q0 * g, runs[i].q1 * g, tile, p_.head_dim_v, runs[i].t0,
-                          runs[i].t1, state);
+        const int n_runs = plan_tile(r, b, base, t);
+        for (const Run* run = b.runs; run < b.runs + n_runs; ++run) {
+            const CacheType type = run->hot ? p_.format.hot_k : p_.format.type_k;
+            const uint8_t* tile = tile_at(side_k, base + t * tile_tokens, r.kv_head, run->hot);
+            ops_.qk[type](q, run->q0 * group(), run->q1 * group(), tile, b.x + t * tile_tokens);
         }
+    }
+}
+
+void Attention::add_values(const QueryRange& r, int64_t base, const BlockScratch& b, const StateRows& state) const {
+    const auto matrix = ops_.pv_block[p_.format.type_v];
+    ValueBlock block{b.x, int(r.stop - r.first), group(), p_.head_dim_v, {}, b.readers, state};
+    bool any_cold = false;
+    std::fill_n(b.readers, block.n_queries, uint8_t(0));
+    for (int pass = 0; pass < (matrix ? 2 : 1); ++pass) {  // with matrix units: cold tiles together, then hot ones
+        for (int t = 0; t < tiles_per_block; ++t) {
+            const int n_runs = plan_tile(r, b, base, t);
+            for (const Run* run = b.runs; run < b.runs + n_runs; ++run) {
+                const uint8_t* tile = tile_at(side_v, base + t * tile_tokens, r.kv_head, run->hot);
+                if (matrix && pass == 0 && !run->hot) {
+                    block.tiles[t] = tile;
+                    any_cold = true;
+                    for (int i = run->q0; i < run->q1; ++i) b.readers[i] |= uint8_t(1 << t);
+                } else if (!matrix || (pass == 1 && run->hot)) {
+                    const CacheType type = run->hot ? p_.format.hot_v : p_.format.type_v;
+                    ops_.pv[type](b.x + t * tile_tokens, run->q0 * group(), run->q1 * group(), tile, p_.head_dim_v,
+                                  run->t0, run->t1, state);
+                }
+            }
+        }
+        if (any_cold && pass == 0) matrix(block);
     }
 }
 
 void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyRange& keys, Arena& arena,
                              const StateRows& state) const {
     const size_t n = size_t(r.stop - r.first);
-    float* x = arena.take<float>(size_t(rows(r)) * block_keys);
-    float* bias = arena.take<float>(n * block_keys);
-    int* span = arena.take<int>(3 * n);
-    Run* runs = arena.take<Run>(n);
+    const int g = group();
+    BlockScratch b;
+    b.x = arena.take<float>(size_t(padded_rows(rows(r))) * block_keys);
+    b.bias = arena.take<float>(n * block_keys);
+    b.distance = arena.take<float>(n);
+    b.first = arena.take<int>(n);
+    b.stop = arena.take<int>(n);
+    b.runs = arena.take<Run>(n);
+    b.readers = arena.take<uint8_t>(n);
+    const float* slopes = p_.slopes ? p_.slopes + r.kv_head * g : nullptr;
     clear(state, rows(r));
-    for (int64_t base = keys.start; base < keys.stop; base += block_keys)
-        attend_block(r, q, base, keys.stop, x, span, runs, bias, state);
+    ops_.enter(rows(r));
+    for (int64_t base = keys.start; base < keys.stop; base += block_keys) {
+        if (!plan_block(r, base, keys.stop, b)) continue;
+        add_scores(r, q, base, b);
+        ops_.softmax({int(n), g, b.first, b.stop, p_.softcap, slopes, p_.mask ? b.bias : nullptr, b.distance, q.scale, b.x,
+                      state});
+        add_values(r, base, b, state);
+    }
+    ops_.leave();
 }
 
 // The state that the caller brought, or an empty one.
@@ -254,8 +302,8 @@ void Attention::load_state(const QueryRange& r, const StateRows& s) const {
     for (int64_t i = r.first; i < r.stop; ++i)
         for (int g = 0; g < group(); ++g, ++row) {
             const size_t at = size_t(i) * size_t(p_.n_heads) + size_t(r.kv_head * group() + g);
-            s.m[row] = p_.m[at];
-            s.s[row] = p_.s[at];
+            s.m[row] = p_.m[at] * log2_e;
+            s.s[row * 16] = p_.s[at];
             std::copy_n(p_.acc + at * size_t(p_.head_dim_v), p_.head_dim_v, s.acc + size_t(row) * size_t(s.pitch));
         }
 }
@@ -267,13 +315,14 @@ void Attention::store_result(const QueryRange& r, const StateRows& s) const {
         for (int g = 0; g < group(); ++g, ++row) {
             const size_t at = size_t(i) * size_t(p_.n_heads) + size_t(r.kv_head * group() + g);
             const float* acc = s.acc + size_t(row) * size_t(s.pitch);
+            const float sum = ops_.sum_lanes(s.s + row * 16);
             if (p_.out) {
-                ops_.finalize_row(acc, s.s[row], p_.head_dim_v, out);
+                ops_.finalize_row(acc, sum, p_.head_dim_v, out);
                 if (p_.rotate_out) ops_.hadamard(out, p_.head_dim_v);
                 std::copy_n(out, p_.head_dim_v, p_.out + at * size_t(p_.head_dim_v));
             } else {
-                p_.m[at] = s.m[row];
-                p_.s[at] = s.s[row];
+                p_.m[at] = s.m[row] * ln_2;
+                p_.s[at] = sum;
                 std::copy_n(acc, p_.head_dim_v, p_.acc + at * size_t(p_.head_dim_v));
             }
         }

@@ -1,9 +1,9 @@
 // Scores: x[r][t] = q_r . k_t for one tile of 16 keys, one kernel per cache type (layouts: kv_format.h).
 //
 // A float tile multiplies dimension by dimension into four chains (dims 0 4 8 .., 1 5 9 .., ...), summed in a fixed
-// tree. A quantized tile takes exact integer dot products of its codes with the two int8 parts of the query, per block
-// of 32 dims, then one multiply-add per block with the scales: identical integers on every instruction set. For q4_0
-// they stay below 2^24 and convert exactly.
+// tree. A quantized tile takes exact integer dot products of its codes with the query's (both int8 parts), per block of
+// 32 dims, then one multiply-add per block with the tile's scales: identical integers on every instruction set, so a
+// matrix unit may do some rows and vectors others (attn_amx.h). For q4_0 they stay below 2^24 and convert exactly.
 #pragma once
 
 #include "attn_ops.h"
@@ -15,11 +15,6 @@ namespace mixkv::MIXKV_ISA {
 constexpr int qk_float_rows = 6, qk_int_rows = 8;
 #else
 constexpr int qk_float_rows = 1, qk_int_rows = 1;  // too few registers for more
-#endif
-#if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr bool q8_signed = true;  // its kernel takes q8_0 codes as signed numbers: there is no zero point to subtract
-#else
-constexpr bool q8_signed = false;
 #endif
 
 static inline V load_k(const float* p) { return vload(p); }
@@ -59,39 +54,41 @@ static inline int32_t four_bytes(const int8_t* p) {
     return w;
 }
 
+constexpr int part_shift(CacheType type) { return type == cache_q4_0 ? 4 : 8; }  // log2 of QueryRows' base
+
 #if defined(__AVX512VNNI__)
 
 template <int R>
 struct Dots {  // integer dot products of R rows with 16 tokens, high and low parts
     __m512i hi[R], lo[R];
-    inline void clear() {
-        for (int r = 0; r < R; ++r) hi[r] = lo[r] = _mm512_setzero_si512();
+    inline void clear(const int32_t* offset, size_t pitch) {
+        for (int r = 0; r < R; ++r) hi[r] = _mm512_setzero_si512(), lo[r] = _mm512_set1_epi32(offset[r * pitch]);
     }
-    inline void add(__m512i k, const int8_t* q_hi, const int8_t* q_lo, size_t pitch) {
+    inline void add(__m512i k, const int8_t* q, size_t pitch) {
         for (int r = 0; r < R; ++r) {
-            hi[r] = _mm512_dpbusd_epi32(hi[r], k, _mm512_set1_epi32(four_bytes(q_hi + r * pitch)));
-            lo[r] = _mm512_dpbusd_epi32(lo[r], k, _mm512_set1_epi32(four_bytes(q_lo + r * pitch)));
+            hi[r] = _mm512_dpbusd_epi32(hi[r], k, _mm512_set1_epi32(four_bytes(q + r * pitch)));
+            lo[r] = _mm512_dpbusd_epi32(lo[r], k, _mm512_set1_epi32(four_bytes(q + r * pitch + 32)));
         }
     }
-    inline V total(int r, int32_t offset) const {
-        const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(hi[r], 8), lo[r]);
-        return _mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_set1_epi32(offset)));
+    template <CacheType type>
+    inline V total(int r) const {
+        return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(hi[r], part_shift(type)), lo[r]));
     }
 };
 
-// All codes of block b of a tile against dims 32 b ... of R rows.
+// All codes of one block of a tile against the same dims of R rows.
 template <CacheType type, int R>
-static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t* hi, const int8_t* lo, size_t pitch) {
-    dots.clear();
+static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t* q, size_t pitch, const int32_t* offset,
+                              size_t offset_pitch) {
+    dots.clear(offset, offset_pitch);
     if constexpr (type == cache_q8_0) {
-        for (int j = 0; j < 8; ++j)
-            dots.add(_mm512_loadu_si512(codes + j * 64), hi + 4 * j, lo + 4 * j, pitch);
+        for (int j = 0; j < 8; ++j) dots.add(_mm512_loadu_si512(codes + j * 64), q + 4 * j, pitch);
     } else {
         const __m512i nibble = _mm512_set1_epi8(15);
         for (int j = 0; j < 4; ++j) {
             const __m512i two = _mm512_loadu_si512(codes + j * 64);
-            dots.add(_mm512_and_si512(two, nibble), hi + 4 * j, lo + 4 * j, pitch);
-            dots.add(_mm512_and_si512(_mm512_srli_epi16(two, 4), nibble), hi + 16 + 4 * j, lo + 16 + 4 * j, pitch);
+            dots.add(_mm512_and_si512(two, nibble), q + 4 * j, pitch);
+            dots.add(_mm512_and_si512(_mm512_srli_epi16(two, 4), nibble), q + 16 + 4 * j, pitch);
         }
     }
 }
@@ -101,45 +98,40 @@ static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t*
 template <int R>
 struct Dots {
     __m256i hi[2], lo[2];  // R is 1; two halves of 8 tokens
-    inline V total(int, int32_t offset) const {
-        V out;
+    template <CacheType type>
+    inline V total(int) const {
         auto half = [&](int h) {
-            const __m256i sum = _mm256_add_epi32(_mm256_slli_epi32(hi[h], 8), lo[h]);
-            return _mm256_cvtepi32_ps(_mm256_add_epi32(sum, _mm256_set1_epi32(offset)));
+            return _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(hi[h], part_shift(type)), lo[h]));
         };
-        out.a = half(0);
-        out.b = half(1);
-        return out;
+        return {half(0), half(1)};
     }
 };
 
 // q4_0: codes <= 15, so 8 products of pairs (each at most 2 * 15 * 127) add up within int16. q8_0: the codes' signs go
-// to the query, since unsigned 255 * 127 would saturate; each product is widened at once.
+// to the query, since unsigned 255 * 127 would saturate; there is no zero point then. Each product is widened at once.
 template <CacheType type, int R>
-static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t* hi, const int8_t* lo, size_t) {
+static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t* q, size_t, const int32_t* offset, size_t) {
     const __m256i ones = _mm256_set1_epi16(1), nibble = _mm256_set1_epi8(15), flip = _mm256_set1_epi8(-128);
+    auto four = [q](int at) { return _mm256_set1_epi32(four_bytes(q + at)); };
     for (int h = 0; h < 2; ++h) {
-        __m256i sum_hi = _mm256_setzero_si256(), sum_lo = sum_hi;
-        for (int j = 0; j < (type == cache_q8_0 ? 8 : 4); ++j) {
+        __m256i hi = _mm256_setzero_si256(), lo = hi;
+        for (int j = 0; j < part_shift(type); ++j) {  // 4 or 8 rows of codes
             const __m256i k = _mm256_loadu_si256((const __m256i*)(codes + j * 64 + h * 32));
-            const __m256i q_hi = _mm256_set1_epi32(four_bytes(hi + 4 * j)), q_lo = _mm256_set1_epi32(four_bytes(lo + 4 * j));
             if constexpr (type == cache_q8_0) {
                 const __m256i s = _mm256_xor_si256(k, flip), a = _mm256_abs_epi8(s);
-                auto wide = [&](__m256i q) { return _mm256_madd_epi16(_mm256_maddubs_epi16(a, _mm256_sign_epi8(q, s)), ones); };
-                sum_hi = _mm256_add_epi32(sum_hi, wide(q_hi));
-                sum_lo = _mm256_add_epi32(sum_lo, wide(q_lo));
+                auto wide = [&](__m256i x) { return _mm256_madd_epi16(_mm256_maddubs_epi16(a, _mm256_sign_epi8(x, s)), ones); };
+                hi = _mm256_add_epi32(hi, wide(four(4 * j)));
+                lo = _mm256_add_epi32(lo, wide(four(32 + 4 * j)));
             } else {
                 const __m256i low = _mm256_and_si256(k, nibble), high = _mm256_and_si256(_mm256_srli_epi16(k, 4), nibble);
-                const __m256i u_hi = _mm256_set1_epi32(four_bytes(hi + 16 + 4 * j));
-                const __m256i u_lo = _mm256_set1_epi32(four_bytes(lo + 16 + 4 * j));
-                sum_hi = _mm256_add_epi16(sum_hi, _mm256_maddubs_epi16(low, q_hi));
-                sum_hi = _mm256_add_epi16(sum_hi, _mm256_maddubs_epi16(high, u_hi));
-                sum_lo = _mm256_add_epi16(sum_lo, _mm256_maddubs_epi16(low, q_lo));
-                sum_lo = _mm256_add_epi16(sum_lo, _mm256_maddubs_epi16(high, u_lo));
+                hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(low, four(4 * j)));
+                hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(high, four(16 + 4 * j)));
+                lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(low, four(32 + 4 * j)));
+                lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(high, four(48 + 4 * j)));
             }
         }
-        dots.hi[h] = type == cache_q8_0 ? sum_hi : _mm256_madd_epi16(sum_hi, ones);
-        dots.lo[h] = type == cache_q8_0 ? sum_lo : _mm256_madd_epi16(sum_lo, ones);
+        dots.hi[h] = type == cache_q8_0 ? hi : _mm256_madd_epi16(hi, ones);
+        dots.lo[h] = type == cache_q8_0 ? lo : _mm256_add_epi32(_mm256_madd_epi16(lo, ones), _mm256_set1_epi32(*offset));
     }
 }
 
@@ -147,24 +139,21 @@ static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t*
 
 template <int R>
 struct Dots {
-    int32_t sum[16];
-    inline V total(int, int32_t offset) const {
-        I out;
-        for (int t = 0; t < 16; ++t) out.v[t] = sum[t] + offset;
-        return vfrom_int(out);
-    }
+    I sum;
+    template <CacheType>
+    inline V total(int) const { return vfrom_int(sum); }
 };
 
 template <CacheType type, int R>
-static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t* hi, const int8_t* lo, size_t) {
-    for (int t = 0; t < 16; ++t) dots.sum[t] = 0;
+static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t* q, size_t, const int32_t* offset, size_t) {
+    for (int t = 0; t < 16; ++t) dots.sum.v[t] = *offset;
     for (int i = 0; i < block_dims; ++i) {
         const bool high = type == cache_q4_0 && i >= 16;
         const uint8_t* row = codes + (high ? i - 16 : i) / 4 * 64 + i % 4;
-        const int32_t q = hi[i] * 256 + lo[i];
+        const int32_t x = q[i] * (1 << part_shift(type)) + q[32 + i];
         for (int t = 0; t < 16; ++t) {
             const int code = type == cache_q8_0 ? row[t * 4] : high ? row[t * 4] >> 4 : row[t * 4] & 15;
-            dots.sum[t] += code * q;
+            dots.sum.v[t] += code * x;
         }
     }
 }
@@ -173,20 +162,16 @@ static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t*
 
 template <CacheType type, int R>
 static inline void qk_int_tile(const QueryRows& q, int r0, const uint8_t* tile, float* x) {
-    const size_t pitch = size_t(q.blocks) * block_dims, block_bytes = type == cache_q8_0 ? 512 : 256;
+    const size_t pitch = size_t(q.blocks) * 64, block_bytes = type == cache_q8_0 ? 512 : 256;
     const auto* scales = reinterpret_cast<const uint16_t*>(tile + q.blocks * block_bytes);
     V score[R];
     for (int r = 0; r < R; ++r) score[r] = vset(0.0f);
     for (int b = 0; b < q.blocks; ++b) {
         Dots<R> dots;
-        const size_t at = r0 * pitch + size_t(b) * block_dims;
-        block_dots<type>(dots, tile + b * block_bytes, q.hi + at, q.lo + at, pitch);
+        block_dots<type>(dots, tile + b * block_bytes, q.codes + r0 * pitch + size_t(b) * 64, pitch,
+                         q.offset + r0 * q.blocks + b, size_t(q.blocks));
         const V d = vload_half(scales + b * tile_tokens);
-        for (int r = 0; r < R; ++r) {
-            const int i = (r0 + r) * q.blocks + b;
-            const int32_t offset = type == cache_q8_0 && q8_signed ? 0 : q.offset[i];
-            score[r] = vfma(vmul(dots.total(r, offset), vset(q.scale[i])), d, score[r]);
-        }
+        for (int r = 0; r < R; ++r) score[r] = vfma(dots.template total<type>(r), d, score[r]);
     }
     for (int r = 0; r < R; ++r) vstore(x + r * block_keys, score[r]);
 }

@@ -131,35 +131,51 @@ static void decode_row(CacheType type, const uint8_t* bytes, int head_dim, float
     }
 }
 
-// q = scale * (256 hi + lo), |256 hi + lo| <= 32512: 16 bits, so the error of the scores is some 1e-5 of the step that
-// an int8 query would have, at the price of one more dot product. lo = -128 is nudged to -127: the AVX2 sign trick
-// cannot negate -128.
-static void split_queries(const QueryRows& q, int zero) {
-    for (int r = 0; r < q.n_rows; ++r)
+// q = factor * (base * hi + lo). For q8_0, base 256 and 16 bits. For q4_0, base 16 and |16 hi + lo| <= 2159: 12 bits,
+// as much as an FP16 number has, and 16 * code still fits a byte, which lets one matrix product do both parts. The
+// largest magnitude of the row gets the largest integer. (lo = -128 is nudged to -127: the AVX2 sign trick cannot negate
+// -128.)
+static void split_queries(const QueryRows& q, CacheType type_k, float by) {
+    const bool quantized = type_k == cache_q4_0 || type_k == cache_q8_0;
+    const int base = type_k == cache_q4_0 ? 16 : 256, zero = type_k == cache_q4_0 ? 8 : 128;
+    const float most_code = type_k == cache_q4_0 ? 2159.0f : 32512.0f;
+    for (int r = 0; r < q.n_rows; ++r) {
+        q.scale[r] = by;
+        if (!quantized) continue;
+        float* x = q.q + size_t(r) * q.pitch;
+        uint32_t most = 0;
         for (int b = 0; b < q.blocks; ++b) {
-            const float* x = q.q + size_t(r) * q.pitch + b * block_dims;
-            const size_t at = size_t(r) * q.blocks + b;
-            int8_t *hi = q.hi + at * block_dims, *lo = q.lo + at * block_dims;
-            const uint32_t most = max_magnitude(x);
-            float top;
-            memcpy(&top, &most, 4);
-            const bool finite = most < 0x7f800000u;
-            const float scale = top / 32512.0f, inverse = finite && scale > 0.0f ? 1.0f / scale : 0.0f;
+            const uint32_t m = max_magnitude(x + b * block_dims);
+            most = m > most ? m : most;
+        }
+        float top;
+        memcpy(&top, &most, 4);
+        const float factor = top / most_code;
+        const bool usable = most < 0x7f800000u && factor > 1e-30f;  // zero, tiny, infinite, NaN: codes 0, x as it is
+        if (usable) q.scale[r] *= factor;
+        const float inverse = usable ? 1.0f / factor : 1.0f;
+        for (int i = 0; i < q.pitch; ++i) x[i] *= inverse;
+        if (most >= 0x7f800000u) q.scale[r] = NAN;
+        for (int b = 0; b < q.blocks; ++b) {
+            const float* y = x + b * block_dims;
+            int8_t* codes = q.codes + (size_t(r) * q.blocks + b) * 64;
             int32_t sum = 0;
             for (int i = 0; i < block_dims; ++i) {
-                float y = finite ? x[i] * inverse : 0.0f;
-                y = y < 32512.0f ? y : 32512.0f;
-                y = y > -32512.0f ? y : -32512.0f;
-                const int code = int(rintf(y)), high = (code + 128) >> 8;
-                int low = code - high * 256;
-                low = low < -127 ? -127 : low;
-                hi[i] = int8_t(high);
-                lo[i] = int8_t(low);
-                sum += high * 256 + low;
+                float v = usable ? y[i] : 0.0f;
+                v = v < most_code ? v : most_code;
+                v = v > -most_code ? v : -most_code;
+                const int code = int(rintf(v));
+                int hi = (code + base / 2) >> (base == 16 ? 4 : 8);
+                hi = hi > 127 ? 127 : hi < -127 ? -127 : hi;
+                int lo = code - hi * base;
+                lo = lo < -127 ? -127 : lo;
+                codes[i] = int8_t(hi);
+                codes[32 + i] = int8_t(lo);
+                sum += hi * base + lo;
             }
-            q.scale[at] = scale;  // NaN or infinite queries give NaN scores through it
-            q.offset[at] = -zero * sum;
+            q.offset[size_t(r) * q.blocks + b] = -zero * sum;
         }
+    }
 }
 
 }  // namespace mixkv::MIXKV_ISA

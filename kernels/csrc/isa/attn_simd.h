@@ -45,6 +45,13 @@ static inline V vkeep_neg_inf(V where, V value) {  // -inf where `where` is -inf
     const V inf = _mm512_set1_ps(-INFINITY);
     return _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(where, inf, _CMP_EQ_OQ), inf);
 }
+static inline bool vall_at_most_zero(V a, V b, V c, V d) {  // false for NaN
+    const V zero = _mm512_setzero_ps();
+    const unsigned ab = _mm512_cmp_ps_mask(a, zero, _CMP_NLE_UQ) | _mm512_cmp_ps_mask(b, zero, _CMP_NLE_UQ);
+    const unsigned cd = _mm512_cmp_ps_mask(c, zero, _CMP_NLE_UQ) | _mm512_cmp_ps_mask(d, zero, _CMP_NLE_UQ);
+    return (ab | cd) == 0;
+}
+static inline bool vany_nan(V x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
 static inline V vlanes(V x, int first, int stop, float other) {  // lanes first <= i < stop of x, else `other`
     const uint32_t low = stop >= 16 ? 0xffffu : stop <= 0 ? 0u : (1u << stop) - 1;
     const uint32_t skip = first >= 16 ? 0xffffu : first <= 0 ? 0u : (1u << first) - 1;
@@ -129,6 +136,15 @@ static inline V vkeep_neg_inf(V w, V value) {
     const __m256 inf = _mm256_set1_ps(-INFINITY);
     return {_mm256_blendv_ps(value.a, inf, _mm256_cmp_ps(w.a, inf, _CMP_EQ_OQ)),
             _mm256_blendv_ps(value.b, inf, _mm256_cmp_ps(w.b, inf, _CMP_EQ_OQ))};
+}
+static inline bool vall_at_most_zero(V a, V b, V c, V d) {
+    auto above = [](__m256 x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ); };
+    const __m256 ab = _mm256_or_ps(_mm256_or_ps(above(a.a), above(a.b)), _mm256_or_ps(above(b.a), above(b.b)));
+    const __m256 cd = _mm256_or_ps(_mm256_or_ps(above(c.a), above(c.b)), _mm256_or_ps(above(d.a), above(d.b)));
+    return _mm256_movemask_ps(_mm256_or_ps(ab, cd)) == 0;
+}
+static inline bool vany_nan(V x) {
+    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(x.a, x.a, _CMP_UNORD_Q), _mm256_cmp_ps(x.b, x.b, _CMP_UNORD_Q)));
 }
 static inline V viota() {
     return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15)};
@@ -223,6 +239,16 @@ static inline V vscale2(V x, V n) {
 }
 static inline V vzero_below(V x, float limit, V value) { MIXKV_LANES(x.v[i] < limit ? 0.0f : value.v[i]) }
 static inline V vkeep_neg_inf(V w, V value) { MIXKV_LANES(w.v[i] == -INFINITY ? -INFINITY : value.v[i]) }
+static inline bool vall_at_most_zero(V a, V b, V c, V d) {
+    bool all = true;
+    for (int i = 0; i < 16; ++i) all &= a.v[i] <= 0.0f && b.v[i] <= 0.0f && c.v[i] <= 0.0f && d.v[i] <= 0.0f;
+    return all;
+}
+static inline bool vany_nan(V x) {
+    bool any = false;
+    for (int i = 0; i < 16; ++i) any |= x.v[i] != x.v[i];
+    return any;
+}
 static inline V vlanes(V x, int first, int stop, float other) { MIXKV_LANES(i >= first && i < stop ? x.v[i] : other) }
 static inline V viota() { MIXKV_LANES(float(i)) }
 static inline V vload_half(const uint16_t* p) { MIXKV_LANES(half_to_float(p[i])) }
@@ -243,32 +269,30 @@ static inline V vnibble(I w, int n) { MIXKV_LANES(float(int(uint32_t(w.v[i]) >> 
 
 #endif
 
-// e^x for x <= 0, within 1 ulp or so: x = n log 2 + r, |r| <= log(2) / 2, and a polynomial of degree 6 in r that was
-// fitted for the least relative error (3e-9 before rounding). Below -87 the result is exactly 0, so that no denormal
-// slows the products down; e^-inf = 0, NaN stays NaN.
-static inline V vexp(V x) {
-    const V n = vround(vmul(x, vset(1.44269504f)));
-    V r = vfma(n, vset(-0.693359375f), x);  // log 2 in two parts: the first has 9 bits, so n times it is exact
-    r = vfma(n, vset(2.12194440e-4f), r);
-    V p = vset(1.3814608e-3f);
-    p = vfma(p, r, vset(8.368711e-3f));
-    p = vfma(p, r, vset(4.1668389e-2f));
-    p = vfma(p, r, vset(1.6666521e-1f));
-    p = vfma(p, r, vset(4.9999994e-1f));
-    p = vfma(p, vmul(r, r), r);
-    return vzero_below(x, -87.0f, vscale2(vadd(p, vset(1.0f)), n));
+// 2^x for x <= 0 (or a rounding above), within 1.5e-7: x = n + r, |r| <= 1/2, and a polynomial of degree 5 in r fitted for
+// the least relative error (9e-8). Below -126 the result is exactly 0, so that no denormal slows the products down; so
+// 2^-inf = 0, and NaN stays NaN.
+static inline V vexp2(V x) {
+    const V n = vround(x), r = vsub(x, n);
+    V p = vset(1.3264726e-3f);
+    p = vfma(p, r, vset(9.671513e-3f));
+    p = vfma(p, r, vset(5.5507336e-2f));
+    p = vfma(p, r, vset(2.4022242e-1f));
+    p = vfma(p, r, vset(6.93147e-1f));
+    p = vfma(p, r, vset(1.0f));
+    return vzero_below(x, -126.0f, vscale2(p, n));
 }
 
-static inline float exp_one(float x) {
+static inline float exp2_one(float x) {
     float lanes[16];
-    vstore(lanes, vexp(vset(x)));
+    vstore(lanes, vexp2(vset(x)));
     return lanes[0];
 }
 
 // tanh x = (1 - e) / (1 + e) with e = e^(-2 |x|), absolute error about 1e-7; an odd polynomial below 1/8 keeps small
 // arguments relatively exact too.
 static inline V vtanh(V x) {
-    const V a = vabs(x), e = vexp(vmul(a, vset(-2.0f)));
+    const V a = vabs(x), e = vexp2(vmul(a, vset(-2.88539008f)));
     const V big = vdiv(vsub(vset(1.0f), e), vadd(vset(1.0f), e));
     const V y = vmul(a, a);
     V p = vfma(y, vset(-17.0f / 315), vset(2.0f / 15));
