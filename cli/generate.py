@@ -131,6 +131,8 @@ class _Run:
         with self.terminal.progress(f"prompt, {len(self.ids)} tokens") as report:
             generation = self.llm.stream(self.ids, params=params, progress=report)
             first = next(generation)
+        if generation.finish_reason == "interrupted" and not generation.tokens:
+            return generation  # within the prompt: nothing to show, nothing worth keeping
         self._save(at_end=False)
         try:
             begin()

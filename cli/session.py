@@ -29,18 +29,21 @@ def open_llm(flags: ModelFlags, config: KVCacheConfig, terminal: Terminal) -> LL
 
 def show_statistics(stats: GenerationStats, llm: LLM, terminal: Terminal) -> None:
     """Speeds, and the cache's memory beside that of FP16."""
-    reused = f", {stats.reused_tokens} of them from before" if stats.reused_tokens else ""
-    terminal.say(
-        f"prompt {stats.prompt_tokens} tokens{reused}, {stats.prompt_tokens_per_second:.1f} tokens/s; "
-        f"text {stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.1f} tokens/s; "
-        f"load {stats.load_seconds:.2f} s; {llm.n_threads} threads"
-    )
     cache = stats.cache
-    share = f" ({cache.nbytes / cache.fp16_bytes:.0%})" if cache.fp16_bytes else ""
+    if cache.n_tokens < stats.prompt_tokens and not stats.generated_tokens:
+        terminal.say(f"interrupted after {cache.n_tokens} of {stats.prompt_tokens} prompt tokens")
+        return
+    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
     terminal.say(
-        f"cache {_mib(cache.nbytes)} for {cache.n_tokens} of {cache.n_ctx} tokens, FP16 takes "
-        f"{_mib(cache.fp16_bytes)}{share}; {cache.sink_tokens} first, {cache.hot_tokens} recent, "
-        f"{cache.cold_tokens} old tokens; {cache.bits_per_element:.2f} bits a number"
+        f"prompt {stats.prompt_tokens} tokens{reused}, {stats.prompt_tokens_per_second:.1f} tokens/s | "
+        f"text {stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.1f} tokens/s | "
+        f"load {stats.load_seconds:.2f} s, {llm.n_threads} threads"
+    )
+    share = f", {cache.nbytes / cache.fp16_bytes:.0%}" if cache.fp16_bytes else ""
+    parts = f": {cache.sink_tokens} first, {cache.hot_tokens} recent, {cache.cold_tokens} old"
+    terminal.say(
+        f"cache {_mib(cache.nbytes)} (FP16: {_mib(cache.fp16_bytes)}{share}) for {cache.n_tokens} of {cache.n_ctx} "
+        f"tokens{parts if llm.cache_config.mixed_kv_cache else ''}"
     )
 
 

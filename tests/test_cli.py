@@ -108,6 +108,12 @@ def test_a_reverse_prompt_ends_the_text_before_it() -> None:
     assert (found["text"], found["finish_reason"]) == (text[: text.index(stop)], "stop")
 
 
+def test_minus_two_and_minus_one_generate_until_the_context_is_full() -> None:
+    for n in ("-1", "-2"):
+        found = json.loads(generate("-p", HELLO, "-n", n, "-c", "12", "--ignore-eos", "--json").out)
+        assert (found["finish_reason"], found["stats"]["cache"]["n_tokens"]) == ("length", 12)
+
+
 def test_a_prompt_cache_saves_the_computed_prompt_and_goes_on_from_it(tmp_path: Path) -> None:
     file = str(tmp_path / "prompt.session")
     fresh = json.loads(generate("-p", HELLO, "--prompt-cache", file, "--json").out)

@@ -32,7 +32,7 @@ def test_each_turn_is_answered_on_stdout_and_clear_forgets() -> None:
     assert answers[0] == answers[-1], "after /clear the first turn is the first again"
     assert answers[0].strip()
     assert len(result.err.decode().splitlines()) == 2
-    assert "of them from before" in result.err.decode()
+    assert " reused)" in result.err.decode()
 
 
 def test_cnv_and_i_make_generate_a_chat_and_p_is_its_first_turn() -> None:

@@ -84,3 +84,14 @@ def test_a_chat_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves() -> Non
     result = chat.end()
     assert result.status == 0
     assert any("tokens/s" in line for line in screen(result.err))
+
+
+def test_interrupted_within_the_prompt_nothing_is_shown_but_how_far_it_came() -> None:
+    run = OnTerminal("generate", "-m", DEMO, "-p", LONG_PROMPT * 20, "-c", "100000", "-b", "16", whole=True)
+    run.read(until="prompt, ")
+    run.type("\x03")
+    result = run.end()
+    assert result.status == 130
+    left = screen(result.err)
+    assert "bright cold day" not in "".join(left)
+    assert "interrupted after " in left[-1]
