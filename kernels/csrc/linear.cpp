@@ -26,7 +26,7 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int token_chunk(const Weight& w, int n) {
     const size_t row = size_t(w.cols()) * (w.float_activations() ? 4 : 1);
     const int fit = int(std::max<size_t>(activation_chunk_bytes / row, 1) / 16 * 16);
-    return n <= 16 ? n : std::max(fit, 32);
+    return n <= 16 ? n : std::clamp(fit, 32, max_tokens);
 }
 int group_chunk(const Weight& w, int n) {
     return n > 16 ? 2 : int(std::clamp<size_t>(weight_task_bytes / w.group_bytes(), 1, 64));
@@ -135,7 +135,7 @@ void multiply(const Activations& a, const std::vector<Product>& products) {
         total += c.count;
         cuts.push_back(c);
     }
-    const ThreadScratch scratch = thread_scratch(matmul_scratch(a.cols));
+    const ThreadScratch scratch = thread_scratch(matmul_scratch);
     parallel_for(total, [&](int task, int thread) {
         size_t i = 0;
         while (task >= cuts[i].first + cuts[i].count) ++i;
@@ -194,16 +194,15 @@ void FFN::run(const float* x, int n, float* out) const {
     else
         h.x = dense = hidden_mem.norm.get<float>(size_t(n) * size_t(width));
 
-    const size_t product_bytes = (matmul_scratch(a.cols) + 63) / 64 * 64;
     const size_t half = size_t(tokens) * size_t(cols);
-    const ThreadScratch scratch = thread_scratch(product_bytes + 2 * half * sizeof(float));
+    const ThreadScratch scratch = thread_scratch(matmul_scratch + 2 * half * sizeof(float));
     const int group_tasks = ceil_div(gate->groups(), groups);
     parallel_for(group_tasks * ceil_div(n, tokens), [&](int task, int thread) {
         const int t0 = task / group_tasks * tokens, t1 = std::min(n, t0 + tokens);
         const int g0 = task % group_tasks * groups, g1 = std::min(gate->groups(), g0 + groups);
         const int c0 = g0 * group_rows, c1 = std::min(width, g1 * group_rows);
         uint8_t* mine = scratch.of(thread);
-        float *g = reinterpret_cast<float*>(mine + product_bytes), *u = g + half;
+        float *g = reinterpret_cast<float*>(mine + matmul_scratch), *u = g + half;
         product_task(a, *gate, {g - int64_t(t0) * cols, cols, c0, nullptr, nullptr, 0}, g0, g1, t0, t1, mine);
         product_task(a, *up, {u - int64_t(t0) * cols, cols, c0, nullptr, nullptr, 0}, g0, g1, t0, t1, mine);
         for (int t = 0; t < t1 - t0; ++t) ops().silu_mul(g + int64_t(t) * cols, u + int64_t(t) * cols, c1 - c0);

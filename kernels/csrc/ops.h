@@ -36,7 +36,8 @@ struct Out {
     int64_t ldr;
 };
 
-constexpr size_t matmul_scratch(int cols) { return size_t(cols) * group_rows; }  // one group's codes, unpacked
+constexpr int max_tokens = 512;  // of one call of matmul_q
+constexpr size_t matmul_scratch = 16 * 512 + size_t(max_tokens) * group_rows * sizeof(float);  // see linear_amx.h
 
 struct Ops {
     // y[i] = x[i] / sqrt(mean(x^2) + eps) * gain[i], for n rows of dim floats; y may be x
@@ -47,8 +48,8 @@ struct Ops {
     void (*silu_mul)(float* g, const float* u, int n);
     // In place on one head: pairs (2i, 2i+1) or (i, i + half) turned by the angles whose cos and sin are given
     void (*rope)(float* x, const float* cos, const float* sin, int half, int interleaved);
-    // Groups g0..g1 x rows t0..t1 of activations; t0 is a multiple of x->width. scratch: matmul_scratch(cols) bytes,
-    // aligned to 64, of the calling thread's own
+    // Groups g0..g1 x rows t0..t1 of activations; t0 is a multiple of x->width. scratch: matmul_scratch bytes,
+    // aligned to 64, of the calling thread's own; at most max_tokens rows
     void (*matmul_q[n_quant_formats])(const Packed* w, const QuantX* x, int g0, int g1, int t0, int t1, const Out* out,
                                       void* scratch);
     // The same with float activations x (row 0 is row t0): float formats, and quantized ones in exact mode

@@ -2,7 +2,9 @@
 // (16 where a format has two scales), exactly, in int32; AVX-512 then scales the 16 x 16 sums into float accumulators in
 // the same order as linear_quant.cpp does, so both give the same bits.
 //
-// The limit is that scaling: per tile 16 x (convert, multiply, fma) on two ports = 24 cycles against 16 for the product.
+// What limits it (measured on Granite Rapids): a product costs 16 cycles and its way through memory into vector registers
+// 15, overlapped; the scaling is 48 vector operations, and while AMX is in use the second 512-bit port stands still, so
+// that they take 48 cycles instead of 24. About 63 cycles in all, against 106 with VNNI.
 #pragma once
 
 #include "formats.h"
@@ -10,8 +12,8 @@
 
 namespace mixkv::MIXKV_ISA {
 
-constexpr int amx_min_tokens = 9;
-constexpr int amx_tokens = 16;  // rows of a tile; QuantX::width is 16 when there are more than 8 tokens
+constexpr int amx_min_tokens = 9;      // QuantX::width is then 16, a tile's rows
+constexpr int amx_chunk_blocks = 16;   // 8 KiB of unpacked codes
 
 struct TileConfig {
     uint8_t palette, start_row, reserved[14];
@@ -19,15 +21,15 @@ struct TileConfig {
     uint8_t rows[16];
 };
 
-// tmm0, 1: sums   tmm2, 3: activations, 16 tokens x 32 / subs   tmm4, 5: weights, quads x 16 rows x 4
+// tmm0, 1: sums   tmm4, 5: activations, 16 tokens x 32 / subs   tmm6, 7: weights, quads x 16 rows x 4
 // (_tile_loadconfig of gcc 12 tells the compiler that 8 bytes are read, which drops the other stores: so by hand.)
 static void amx_configure(int subs) {
     TileConfig c;
     memset(&c, 0, sizeof c);
     c.palette = 1;
-    for (int i = 0; i < 6; ++i) {
-        c.rows[i] = i < 4 ? 16 : uint8_t(8 / subs);
-        c.row_bytes[i] = i == 2 || i == 3 ? uint16_t(32 / subs) : 64;
+    for (int i = 0; i < 8; ++i) {
+        c.rows[i] = i < 6 ? 16 : uint8_t(8 / subs);
+        c.row_bytes[i] = i == 4 || i == 5 ? uint16_t(32 / subs) : 64;
     }
     __asm__ volatile("ldtilecfg %0" : : "m"(c));
 }
@@ -62,63 +64,77 @@ static void amx_unpack(const uint8_t* q, int blocks, uint8_t* out) {
         _tile_stored(c, sums, 64);                   \
     } while (0)
 
-// 16 tokens (one tile of the activations) x one group.
+// What one tile of 16 tokens needs at the columns of a chunk.
+struct AmxInput {
+    const int8_t* x;    // [block][16 tokens][32]
+    const float* d;     // [block][16]
+    const int32_t* sum; // [block][2][16]
+};
+
+// acc += sums * scales for one step (a block, or half of one), and the minimums.
 template <class F>
-static void amx_tile(const Packed* w, const uint8_t* codes, const uint8_t* s, const QuantX* x, int group, int t0,
-                     int t1, const Out* out) {
-    alignas(64) int32_t sums[2][16 * 16];
-    const int nb = x->blocks;
-    const size_t first = size_t(t0) * nb;
-    const int8_t* xq = x->q + 32 * first;
-    const float* xd = x->d + first;
-    const int32_t* xs = x->sum + 2 * first;
-    F16 acc[16];
+MIXKV_INLINE void amx_scale(F16 acc[16], const int32_t* sums, const uint8_t* s, const AmxInput& in, int first, int step) {
+    const int b = step / F::subs, h = step % F::subs;
+    F16 d[2], m[2];
+    F::scales(s, first + b, d, m);
+    const F16 dh = h == 0 ? d[0] : d[F::subs - 1];
+    const float* xd = in.d + 16 * b;
     MIXKV_UNROLL
-    for (int t = 0; t < 16; ++t) acc[t] = set16(0.0f);
-    MIXKV_AMX_PRODUCT(0, 2, 4, xq, codes, sums[0]);
-    const int steps = nb * F::subs;
-    for (int i = 0; i < steps; ++i) {
-        // One product ahead of the scaling, so that both units have work.
-        const int next = i + 1 < steps ? i + 1 : i;
-        const int8_t* xa = xq + size_t(next / F::subs) * 512 + (next % F::subs) * 16;
-        const uint8_t* wa = codes + size_t(next) * (512 / F::subs);
-        if (next & 1)
-            MIXKV_AMX_PRODUCT(1, 3, 5, xa, wa, sums[1]);
-        else
-            MIXKV_AMX_PRODUCT(0, 2, 4, xa, wa, sums[0]);
-        const int b = i / F::subs, h = i % F::subs;
-        F16 d[F::subs], m[F::subs];
-        F::scales(s, b, d, m);
-        const int32_t* done = sums[i & 1];
-        const F16 dh = F::subs == 1 || h == 0 ? d[0] : d[F::subs - 1];
+    for (int t = 0; t < 16; ++t) acc[t] = fma16(to_float(load_i32(sums + 16 * t)), mul(dh, set16(xd[t])), acc[t]);
+    if constexpr (F::has_min) {
+        const F16 mh = h == 0 ? m[0] : m[F::subs - 1];
+        const int32_t* xs = in.sum + 32 * b;
+        const I16 total =
+            F::subs == 2 ? load_i32(xs + 16 * h) : I16{_mm512_add_epi32(load_i32(xs).v, load_i32(xs + 16).v)};
+        alignas(64) float dx[16];
+        store16(dx, mul(load16(xd), to_float(total)));
         MIXKV_UNROLL
-        for (int t = 0; t < 16; ++t)
-            acc[t] = fma16(to_float(load_i32(done + 16 * t)), mul(dh, set16(xd[16 * b + t])), acc[t]);
-        if constexpr (F::has_min) {
-            const F16 mh = F::subs == 1 || h == 0 ? m[0] : m[F::subs - 1];
-            const int32_t* sum = xs + 32 * b;
-            const F16 total = to_float(
-                {F::subs == 2 ? load_i32(sum + 16 * h).v : _mm512_add_epi32(load_i32(sum).v, load_i32(sum + 16).v)});
-            alignas(64) float dx[16];
-            store16(dx, mul(load16(xd + 16 * b), total));
-            MIXKV_UNROLL
-            for (int t = 0; t < 16; ++t) acc[t] = fma16(mh, set16(dx[t]), acc[t]);
-        }
+        for (int t = 0; t < 16; ++t) acc[t] = fma16(mh, set16(dx[t]), acc[t]);
     }
-    MIXKV_UNROLL
-    for (int t = 0; t < 16; ++t)
-        if (t0 + t < t1) put(out, w->rows, group, t0 + t, acc[t]);
 }
 
+// acc (16 tokens x 16 rows) += blocks first .. first + blocks of one group. Each product runs ahead of the scaling of the
+// one before it.
+template <class F>
+static void amx_tile(float* acc_at, const AmxInput in, const uint8_t* codes, const uint8_t* s, int first, int blocks) {
+    alignas(64) int32_t sums[2][256];
+    const int steps = blocks * F::subs;
+    const auto x_at = [&](int i) { return in.x + size_t(i / F::subs) * 512 + (i % F::subs) * 16; };
+    const auto w_at = [&](int i) { return codes + size_t(i) * (512 / F::subs); };
+    F16 acc[16];
+    MIXKV_UNROLL
+    for (int t = 0; t < 16; ++t) acc[t] = first == 0 ? set16(0.0f) : load16(acc_at + 16 * t);
+    MIXKV_AMX_PRODUCT(0, 4, 6, x_at(0), w_at(0), sums[0]);
+    for (int i = 0; i < steps; i += 2) {
+        if (i + 1 < steps) MIXKV_AMX_PRODUCT(1, 5, 7, x_at(i + 1), w_at(i + 1), sums[1]);
+        amx_scale<F>(acc, sums[0], s, in, first, i);
+        if (i + 2 < steps) MIXKV_AMX_PRODUCT(0, 4, 6, x_at(i + 2), w_at(i + 2), sums[0]);
+        if (i + 1 < steps) amx_scale<F>(acc, sums[1], s, in, first, i + 1);
+    }
+    MIXKV_UNROLL
+    for (int t = 0; t < 16; ++t) store16(acc_at + 16 * t, acc[t]);
+}
+
+// Groups x tokens, in chunks of columns: a chunk's unpacked codes stay in L1 while all tokens pass by, and only the
+// activations stream from L2. scratch: the codes, then the accumulators of all tokens.
 template <class F>
 static void amx_tiles(const Packed* w, const QuantX* x, int g0, int g1, int t0, int t1, const Out* out,
-                      uint8_t* codes) {
+                      uint8_t* scratch) {
+    float* acc = (float*)(scratch + amx_chunk_blocks * 512);
+    const int nb = x->blocks;
     amx_configure(F::subs);
     for (int g = g0; g < g1; ++g) {
-        amx_unpack<F>(w->q + w->q_group * size_t(g), x->blocks, codes);
-        __asm__ volatile("" : : : "memory");  // the tile loads do not tell the compiler what they read
-        for (int t = t0; t < t1; t += amx_tokens)
-            amx_tile<F>(w, codes, w->s + w->s_group * size_t(g), x, g, t, t1, out);
+        const uint8_t* s = w->s + w->s_group * size_t(g);
+        for (int b = 0; b < nb; b += amx_chunk_blocks) {
+            const int count = nb - b < amx_chunk_blocks ? nb - b : amx_chunk_blocks;
+            amx_unpack<F>(w->q + w->q_group * size_t(g) + size_t(b) * F::block_bytes, count, scratch);
+            __asm__ volatile("" : : : "memory");  // the tile loads do not tell the compiler what they read
+            for (int t = t0; t < t1; t += 16) {
+                const size_t at = size_t(t) * size_t(nb) + 16 * size_t(b);
+                amx_tile<F>(acc + 16 * (t - t0), {x->q + 32 * at, x->d + at, x->sum + 2 * at}, scratch, s, b, count);
+            }
+        }
+        for (int t = t0; t < t1; ++t) put(out, w->rows, g, t, load16(acc + 16 * (t - t0)));
     }
     _tile_release();
 }
