@@ -77,7 +77,8 @@ class Weight:
         raw = np.ascontiguousarray(self._raw[index])
         if self.ggml_type == GGMLQuantizationType.F64:
             return raw.view(np.float64).astype(np.float32)
-        return dequantize(raw, self.ggml_type)
+        with np.errstate(all="ignore"):  # scales of NaN and infinity are data
+            return dequantize(raw, self.ggml_type)
 
     def blocks(self) -> Iterator[tuple[slice, F32]]:
         """(rows, matrix) pieces of at most ROW_BLOCK_BYTES, in order."""

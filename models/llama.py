@@ -102,14 +102,16 @@ class Llama:
     def forward(self, ids: NDArray[np.int32], pos: int, attend: Attend, rows: slice) -> F32:
         """Logits (n_rows, n_vocab) of the tokens `ids` (n,) at positions pos ..., for those in `rows` alone.
 
-        Past the last layer's attention nothing but the asked rows is computed.
+        Past the last layer's attention nothing but the asked rows is computed. NaN, infinity and overflow in a file's
+        weights are data: they show in the logits, not as warnings.
         """
-        x = ops.embed(self.embedding, ids)
-        for i, block in enumerate(self.blocks):
-            q, k, v = block.qkv(x, pos)
-            h = attend(i, q, k, v).reshape(len(x), -1)
-            if i == len(self.blocks) - 1:
-                h, x = h[rows], x[rows]
-            if len(x):
-                x = block.ffn(ops.linear(h, block.wo, block.bo, x))
-        return self.head(x)
+        with np.errstate(all="ignore"):
+            x = ops.embed(self.embedding, ids)
+            for i, block in enumerate(self.blocks):
+                q, k, v = block.qkv(x, pos)
+                h = attend(i, q, k, v).reshape(len(x), -1)
+                if i == len(self.blocks) - 1:
+                    h, x = h[rows], x[rows]
+                if len(x):
+                    x = block.ffn(ops.linear(h, block.wo, block.bo, x))
+            return self.head(x)

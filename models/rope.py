@@ -53,12 +53,15 @@ class RopeConfig:
         scaling = gguf.str(f"{key}.scaling.type", "none" if linear == 1.0 else "linear")
         if scaling not in ("none", "linear", "yarn"):
             raise GGUFError(f"{gguf.path}: {key}.scaling.type {scaling!r} is not supported: none, linear and yarn are")
+        freq_base = positive("freq_base", 10000.0)
+        if scaling == "yarn" and freq_base <= 1:
+            raise GGUFError(f"{gguf.path}: {key}.freq_base is {freq_base}, but YaRN's wavelengths need more than 1")
         return cls(
             n_rot=n_rot,
-            freq_base=positive("freq_base", 10000.0),
+            freq_base=freq_base,
             scaling=scaling,
             factor=positive("scaling.factor", linear) if scaling != "none" else 1.0,
-            n_ctx_orig=gguf.uint(f"{key}.scaling.original_context_length", n_ctx_train),
+            n_ctx_orig=gguf.uint(f"{key}.scaling.original_context_length", 0) or n_ctx_train,
             attn_factor=positive("scaling.attn_factor", 1.0),
             beta_fast=positive("scaling.yarn_beta_fast", 32.0),
             beta_slow=positive("scaling.yarn_beta_slow", 1.0),
@@ -70,13 +73,15 @@ class RopeConfig:
         i = np.arange(self.n_rot // 2, dtype=np.float64)
         freq = self.freq_base ** (-2.0 * i / self.n_rot) if self.n_rot else i
         if freq_factors is not None:
-            freq = freq / freq_factors.astype(np.float64)
+            with np.errstate(all="ignore"):  # factors of 0 or NaN are data: they show in the logits
+                freq = freq / freq_factors.astype(np.float64)
         if self.scaling == "linear":
             freq = freq / self.factor
         elif self.scaling == "yarn":
             keep = self._extrapolated() * self.ext_factor
             freq = freq * keep + freq / self.factor * (1 - keep)
-        return freq.astype(np.float32)
+        with np.errstate(over="ignore", under="ignore"):
+            return freq.astype(np.float32)
 
     @property
     def magnitude(self) -> float:
