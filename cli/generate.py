@@ -133,8 +133,8 @@ class _Run:
             first = next(generation)
         if generation.finish_reason == "interrupted" and not generation.tokens:
             return generation  # within the prompt: nothing to show, nothing worth keeping
-        self._save(at_end=False)
         try:
+            self._save(at_end=False)
             begin()
             write(first.text)
             for chunk in generation:

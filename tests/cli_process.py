@@ -20,6 +20,7 @@ import termios
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mixkv.engine.llm import demo_model
 
@@ -50,15 +51,15 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "mixkv.cli.main", *words]
 
 
-def start(*words: str, script: str | None = None, **options: object) -> subprocess.Popen[bytes]:
+def start(*words: str, script: str | None = None, **options: Any) -> subprocess.Popen[bytes]:
     """A process with pipes. script: the installed script of that name instead of `mixkv`."""
-    settings: dict[str, object] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     settings |= {"cwd": tempfile.gettempdir(), **options}
     line = [str(SCRIPTS / script), *words] if script else command(*words)
-    return subprocess.Popen(line, **settings)  # type: ignore[call-overload,no-any-return]
+    return subprocess.Popen(line, **settings)
 
 
-def run(*words: str, text: bytes | None = None, script: str | None = None, **options: object) -> Result:
+def run(*words: str, text: bytes | None = None, script: str | None = None, **options: Any) -> Result:
     """A whole run; `text` is piped into it."""
     if text is not None:
         options["stdin"] = subprocess.PIPE
@@ -67,7 +68,7 @@ def run(*words: str, text: bytes | None = None, script: str | None = None, **opt
     return Result(process.returncode, out or b"", err or b"")
 
 
-def generate(*words: str, text: bytes | None = None, **options: object) -> Result:
+def generate(*words: str, text: bytes | None = None, **options: Any) -> Result:
     """`mixkv generate -m DEMO WORDS`, greedy and two tokens long unless the words say otherwise."""
     return run("generate", "-m", DEMO, "--temp", "0", "-n", "2", *words, text=text, **options)
 
@@ -84,12 +85,14 @@ class OnTerminal:
 
     def __init__(self, *words: str, whole: bool = False, line: list[str] | None = None) -> None:
         self._master, slave = pty.openpty()
-        ends = {"stdin": slave, "stdout": slave} if whole else {}
+        ends: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+        if whole:
+            ends = {"stdin": slave, "stdout": slave}
         environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
         self.process = subprocess.Popen(
             line or command(*words), stderr=slave, env=environment, cwd=tempfile.gettempdir(), start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),  # so that the Ctrl-C key is a signal
-            **({"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE} | ends),
+            **ends,
         )  # fmt: skip
         os.close(slave)
         self.seen = b""

@@ -11,9 +11,9 @@ import pytest
 from cli_process import DEMO, run
 from gguf_tools import tiny_llama, write_gguf
 
-import mixkv
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.memory import plan_memory
+from mixkv.kernels import ops
 from mixkv.models.config import read_config
 from mixkv.models.gguf import open_gguf
 from mixkv.models.registry import supported_families
@@ -89,7 +89,7 @@ def test_the_supported_families() -> None:
 def test_which_kernels_run_and_why() -> None:
     found = json.loads(run("inspect", "--cpu", "--json").out)
     assert found["usable_cores"] >= 1
-    native = mixkv.kernels.ops.__name__.endswith("native")  # type: ignore[attr-defined]
+    native = ops.__name__.endswith("native")
     assert found["kernels"] == ("native" if native else "reference (NumPy)")
     assert found["why"]
     assert ("isa" in found) == native
