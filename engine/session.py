@@ -85,10 +85,8 @@ def restore_session(path: str | Path, current: Sequence, gguf: GGUFFile, *, conv
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < model.n_vocab):
             raise SessionError(f"session {path} holds token ids that this model does not have: it is damaged")
         cache = KVCache(model, current.cache.plan, n_ctx=n_ctx, chunk=current.n_batch)
-        if _difference(header, mine):
-            _convert(reader, cache)
-        else:
-            _fill(reader, cache)
+        with np.errstate(all="ignore"):  # NaN and infinity among the rows are data
+            (_convert if _difference(header, mine) else _fill)(reader, cache)
     restored = Sequence(current.model, cache, n_batch=current.n_batch, n_threads=current.n_threads)
     restored.tokens = tokens.tolist()
     return restored

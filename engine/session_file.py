@@ -107,6 +107,8 @@ class Header:
 @contextmanager
 def writing(path: Path) -> Iterator[HashedWriter]:
     """A file that appears at `path` complete and synced when the block ends, or not at all. SessionError on failure."""
+    if path.exists() and not path.is_file():  # a rename would put a file in a device's place
+        raise SessionError(f"cannot write the session {path}: it is not a regular file; give the path of one")
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
@@ -148,6 +150,8 @@ class SessionReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise SessionError(f"session {path}: it is not a regular file; nothing was restored")
         try:
             self._file = path.open("rb")
             try:
@@ -162,8 +166,6 @@ class SessionReader:
             raise SessionError(f"session {path} cannot be read: {reason}; nothing was restored") from None
 
     def _open(self) -> Header:
-        if not self.path.is_file():
-            raise SessionError("it is not a regular file")
         size = os.fstat(self._file.fileno()).st_size
         lead = self._file.read(len(MAGIC) + 8)
         if lead[: len(MAGIC)] != MAGIC:

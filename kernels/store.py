@@ -13,10 +13,11 @@ import copy
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
+
 from mixkv.kernels.formats import TILE, LayerFormat, QuantizedRows, cache_type, decode, encode
 from mixkv.kernels.reference_attention import attend_segment
 from mixkv.kernels.state import F32, AttentionState, alibi_slopes, empty_state, finalize
-from numpy.typing import NDArray
 
 U8 = NDArray[np.uint8]
 
@@ -111,7 +112,8 @@ class KVStore:
         at = self._ring_index(start, stop)
         for side in self._layers[layer]:
             rows = side.cold_rows[start - self._sinks : stop - self._sinks]
-            side.ring[at] = decode(rows, side.cold, side.head_dim)
+            with np.errstate(over="ignore"):
+                side.ring[at] = decode(rows, side.cold, side.head_dim)
 
     def attend(
         self, layer: int, q: F32, pos: int, hot_from: NDArray[np.int64], *, scale: float, softcap: float = 0.0,
