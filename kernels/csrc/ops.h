@@ -37,7 +37,7 @@ struct Out {
 };
 
 constexpr int max_tokens = 512;  // of one call of matmul_q
-constexpr size_t matmul_scratch = 16 * 512 + size_t(max_tokens) * group_rows * sizeof(float);  // see linear_amx.h
+constexpr size_t matmul_scratch = 32 * 512 + size_t(max_tokens) * group_rows * sizeof(float);  // see linear_amx.h
 
 struct Ops {
     // y[i] = x[i] / sqrt(mean(x^2) + eps) * gain[i], for n rows of dim floats; y may be x

@@ -1,0 +1,308 @@
+"""The native linear kernels against float64, GGML's dequantization (the gguf package) and the NumPy twin.
+
+Every weight type x every instruction set of this machine x shapes that divide nothing. Where the bound comes from:
+activations are rounded to int8 per block of 32, whose relative error is about (2 max/127)^2/12 of the block's power, so
+NMSE against unrounded activations stays far below 5e-4; on the rounded activations themselves only float32 sums differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as T
+from gguf.quants import dequantize, quantize
+from numpy.typing import NDArray
+
+from mixkv.kernels import reference
+from mixkv.kernels.errors import ConfigError, GGUFError, InputError
+
+native: Any = pytest.importorskip("mixkv.kernels.native", reason="the native extension is not built here")
+raw_kernels: Any = pytest.importorskip("mixkv.kernels._native")
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+TYPES = [*(T(number) for _, number in native.weight_types()), T.F64]
+FLOATS = (T.F32, T.F16, T.BF16, T.F64)
+QUANTS = [t for t in TYPES if t not in FLOATS]
+SCALE_BYTES = {  # where raw blocks keep FP16 scales, for the types that gguf cannot quantize to
+    T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q4_K: (0, 2), T.Q5_K: (0, 2), T.Q6_K: (208,), T.IQ4_NL: (0,), T.IQ4_XS: (0,),
+}  # fmt: skip
+
+
+@pytest.fixture(params=native.supported_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this machine runs, in turn; two threads."""
+    before = native.isa()
+    native.set_isa(request.param)
+    native.set_threads(2)
+    yield request.param
+    native.set_isa(before)
+
+
+@pytest.fixture(autouse=True)
+def default_threads() -> Iterator[None]:
+    yield
+    native.set_threads(native.available_cores())
+
+
+def random_raw(kind: T, rows: int, cols: int, rng: np.random.Generator) -> U8:
+    """A random matrix as the bytes of a GGUF file, (rows, row_bytes); scales have both signs."""
+    dense = rng.standard_normal((rows, cols)).astype(np.float32)
+    if kind == T.F64:
+        return dense.astype(np.float64).view(np.uint8)
+    if kind not in SCALE_BYTES:
+        return quantize(dense, kind).view(np.uint8).reshape(rows, -1)
+    block, size = GGML_QUANT_SIZES[kind]
+    raw = rng.integers(0, 256, (rows, cols // block, size), dtype=np.uint8)
+    for at in SCALE_BYTES[kind]:
+        scales = (rng.standard_normal((rows, cols // block)) * 0.01).astype(np.float16)
+        raw[:, :, at : at + 2] = scales[..., None].view(np.uint8)
+    return raw.reshape(rows, -1)
+
+
+def dense_of(raw: U8, kind: T) -> F32:
+    return raw.view(np.float64).astype(np.float32) if kind == T.F64 else dequantize(raw, kind)
+
+
+def random_x(n: int, cols: int, rng: np.random.Generator) -> F32:
+    """Activations; the first row has a block of zeros, the last three have outliers, for which int8 is no match."""
+    x = rng.standard_normal((n, cols)).astype(np.float32)
+    x[0, :32] = 0
+    x[-3:][rng.random((min(n, 3), cols)) < 0.01] *= 60
+    return x
+
+
+def nmse(got: F32, want: NDArray[np.float64]) -> float:
+    assert not np.isnan(got).any()
+    return float(((got - want) ** 2).sum() / (want**2).sum())
+
+
+def poison_freed_arrays(shape: tuple[int, ...]) -> None:
+    """Leaves NaN in the memory that the next results of this shape are written to, so that holes show."""
+    size = int(np.prod(shape))
+    ones, nans = np.ones((1, size), np.float32), np.full(size, np.nan, np.float32)
+    kept = [native.rms_norm(ones, nans, 1e-5) for _ in range(2)]
+    assert np.isnan(kept).all()
+
+
+def shapes(kind: T) -> list[tuple[int, int]]:
+    """(rows, cols): rows that 16 does not divide; cols as ragged as the type allows, past a chunk of the AMX kernel."""
+    if kind in FLOATS:
+        return [(1, 7), (17, 129), (70, 300)]
+    block = GGML_QUANT_SIZES[kind][0]
+    return [(1, block), (17, 3 * block), (70, 1280)]
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda t: t.name)
+def test_packing_keeps_every_number(kind: T) -> None:
+    rng = np.random.default_rng()
+    for rows, cols in shapes(kind):
+        raw = random_raw(kind, rows, cols, rng)
+        raw.setflags(write=False)
+        w = native.Weight.pack(raw, int(kind), cols)
+        assert (w.rows, w.cols, w.ggml_type) == (rows, cols, int(kind))
+        ids = rng.permutation(rows).astype(np.int32)
+        np.testing.assert_array_equal(native.embed(w, ids), dense_of(raw, kind)[ids])
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda t: t.name)
+def test_linear(kind: T, isa: str) -> None:
+    """Against float64; with and without bias and residual; the same bits for every number of tokens and threads."""
+    rng = np.random.default_rng()
+    for rows, cols in shapes(kind):
+        raw, x = random_raw(kind, rows, cols, rng), random_x(23, cols, rng)
+        w, dense = native.Weight.pack(raw, int(kind), cols), dense_of(raw, kind).astype(np.float64)
+        want = x.astype(np.float64) @ dense.T
+        bias, residual = rng.standard_normal(rows, np.float32), rng.standard_normal((23, rows), np.float32)
+        poison_freed_arrays((23, rows))
+        plain, full = native.linear(x, w), native.linear(x, w, bias, residual)
+        assert nmse(plain, want) < 1e-10 if kind in FLOATS else nmse(plain[:20], want[:20]) < 5e-4
+        seen = x if kind in FLOATS else raw_kernels.debug_quantize(x)
+        np.testing.assert_allclose(plain, seen.astype(np.float64) @ dense.T, rtol=2e-5, atol=1e-5 * np.abs(want).max())
+        np.testing.assert_allclose(full, plain + bias + residual, rtol=1e-5, atol=1e-4)
+        for m in (*range(1, 10), 16, 17):
+            np.testing.assert_array_equal(native.linear(x[:m], w), plain[:m], err_msg=f"{m} tokens")
+        for threads in (1, 3, 8):
+            native.set_threads(threads)
+            np.testing.assert_array_equal(native.linear(x, w), plain, err_msg=f"{threads} threads")
+        native.set_threads(2)
+
+
+@pytest.mark.parametrize("kind", TYPES, ids=lambda t: t.name)
+def test_exact_mode(kind: T, isa: str) -> None:
+    """float32 activations on the same packed weights."""
+    rng = np.random.default_rng()
+    for rows, cols in shapes(kind):
+        raw, x = random_raw(kind, rows, cols, rng), random_x(9, cols, rng)
+        w = native.Weight.pack(raw, int(kind), cols, exact=True)
+        y = native.linear(x, w)
+        assert nmse(y, x.astype(np.float64) @ dense_of(raw, kind).astype(np.float64).T) < 1e-10
+        for m in (1, 2, 3):
+            np.testing.assert_array_equal(native.linear(x[:m], w), y[:m])
+
+
+@pytest.mark.parametrize("kind", QUANTS, ids=lambda t: t.name)
+def test_integer_sums_are_the_same_everywhere(kind: T) -> None:
+    """The int32 dot product of every block, bit for bit on all instruction sets, and against NumPy for Q8_0."""
+    rng = np.random.default_rng()
+    rows, cols = 19, 512
+    raw, x = random_raw(kind, rows, cols, rng), random_x(3, cols, rng)
+    w = native.Weight.pack(raw, int(kind), cols)
+    before, sums = native.isa(), {}
+    for name in native.supported_isas():
+        native.set_isa(name)
+        sums[name] = raw_kernels.debug_idots(x, w)
+    native.set_isa(before)
+    first = next(iter(sums.values()))
+    assert np.abs(first).max() > 1000
+    for name, values in sums.items():
+        np.testing.assert_array_equal(values, first, err_msg=name)
+    if kind == T.Q8_0:
+        codes = raw.reshape(rows, -1, 34)[:, :, 2:].view(np.int8).astype(np.int64)
+        blocks = x.reshape(3, -1, 32)
+        d = np.abs(blocks).max(axis=2, keepdims=True) / np.float32(127)
+        inverse = np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > 0)
+        xq = np.rint(blocks * inverse).astype(np.int64)
+        want = np.einsum("tbk,rbk->tbr", xq, codes)
+        got = first[:, :, :, 0].transpose(1, 2, 0, 3).reshape(3, cols // 32, -1)[:, :, :rows]
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", [T.Q4_0, T.Q8_0, T.Q4_K, T.Q6_K, T.F16], ids=lambda t: t.name)
+def test_long_prompts_and_chunks(kind: T, isa: str) -> None:
+    """512 tokens at once, in chunks of 1, 7 and 32, and one by one: the same bits. Enough columns to cut tokens."""
+    rng = np.random.default_rng()
+    rows, cols, n = (48, 4096, 512) if isa in ("avx512", "amx") else (32, 1024, 100)
+    raw, x = random_raw(kind, rows, cols, rng), random_x(n, cols, rng)
+    w = native.Weight.pack(raw, int(kind), cols)
+    whole = native.linear(x, w)
+    want = x.astype(np.float64) @ dense_of(raw, kind).astype(np.float64).T
+    assert nmse(whole[:-3], want[:-3]) < (1e-9 if kind == T.F16 else 5e-4)
+    for chunk in (1, 7, 32):
+        last = min(n, 70 * chunk)
+        pieces = [native.linear(x[i : i + chunk], w) for i in range(0, last, chunk)]
+        joined = np.concatenate(pieces)
+        np.testing.assert_array_equal(joined, whole[: len(joined)], err_msg=f"chunks of {chunk}")
+
+
+def test_rms_norm(isa: str) -> None:
+    rng = np.random.default_rng()
+    for n, dim in ((1, 1), (3, 63), (2, 64), (5, 257), (1, 2048)):
+        x, gain = rng.standard_normal((n, dim), np.float32), rng.standard_normal(dim, np.float32)
+        np.testing.assert_allclose(
+            native.rms_norm(x, gain, 1e-5), reference.rms_norm(x, gain, 1e-5), rtol=2e-6, atol=1e-6
+        )
+
+
+Pack = Callable[[T, int, int], tuple[Any, Any]]
+
+
+@pytest.fixture
+def pack() -> Pack:
+    """Random weights for both backends: (native exact, reference)."""
+    rng = np.random.default_rng()
+
+    def make(kind: T, rows: int, cols: int) -> tuple[Any, Any]:
+        raw = random_raw(kind, rows, cols, rng)
+        return native.Weight.pack(raw, int(kind), cols), reference.Weight.pack(raw, int(kind), cols)
+
+    return make
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(("head_dim", "rot", "kinds"), [
+    (64, 64, (T.Q4_0, T.Q4_0, T.Q4_0)), (8, 8, (T.F32, T.F32, T.F16)), (80, 40, (T.Q4_K, T.Q4_K, T.Q6_K)),
+    (64, 64, (T.Q8_0, T.F16, T.Q5_1)), (128, 0, (T.Q8_0, T.Q8_0, T.Q8_0)),
+])  # fmt: skip
+def test_norm_qkv(head_dim: int, rot: int, kinds: tuple[T, T, T], interleaved: bool, isa: str, pack: Pack) -> None:
+    """Against the NumPy twin, with biases and per-head norms; values may be wider than keys; one token = many."""
+    rng = np.random.default_rng()
+    dim, heads, kv = 256, 4, 2
+    rows = (heads * head_dim, kv * head_dim, kv * (head_dim + 16))
+    pairs = [pack(kind, r, dim) for kind, r in zip(kinds, rows, strict=True)]
+    common = {
+        "norm": rng.standard_normal(dim, np.float32), "eps": 1e-5, "interleaved": interleaved, "rope_scale": 1.19,
+        "inv_freq": (10000.0 ** -(np.arange(rot // 2) / max(rot // 2, 1))).astype(np.float32), "n_heads": heads,
+        "n_kv_heads": kv, "head_dim": head_dim,
+    }  # fmt: skip
+    for name, size in (("bq", rows[0]), ("bk", rows[1]), ("bv", rows[2]), ("q_norm", head_dim), ("k_norm", head_dim)):
+        common[name] = rng.standard_normal(size, np.float32)
+    fast = native.NormQKV(wq=pairs[0][0], wk=pairs[1][0], wv=pairs[2][0], **common)
+    slow = reference.NormQKV(wq=pairs[0][1], wk=pairs[1][1], wv=pairs[2][1], **common)
+    x, pos = rng.standard_normal((21, dim), np.float32), 3000
+    got, want = fast(x, pos), slow(x, pos)
+    for name, g, w in zip("qkv", got, want, strict=True):
+        assert g.shape == w.shape
+        assert nmse(g, w.astype(np.float64)) < 5e-4, name
+    for m in (1, 2, 5):
+        for name, g, one in zip("qkv", got, fast(x[7 : 7 + m], pos + 7), strict=True):
+            np.testing.assert_array_equal(one, g[7 : 7 + m], err_msg=f"{name}, {m} tokens")
+
+
+@pytest.mark.parametrize("kinds", [
+    (T.Q4_0, T.Q4_0, T.Q4_0), (T.Q4_K, T.Q4_K, T.Q6_K), (T.Q8_0, T.F16, T.Q8_0), (T.F32, T.F32, T.F32),
+    (T.Q4_0, T.Q4_0, T.F16),
+], ids=lambda k: "-".join(t.name for t in k))  # fmt: skip
+def test_norm_ffn_and_head(kinds: tuple[T, T, T], isa: str, pack: Pack) -> None:
+    rng = np.random.default_rng()
+    dim, hidden = (256, 768) if kinds[0] != T.F32 else (72, 172)
+    gate, up, down = pack(kinds[0], hidden, dim), pack(kinds[1], hidden, dim), pack(kinds[2], dim, hidden)
+    norm = rng.standard_normal(dim, np.float32)
+    x = rng.standard_normal((35, dim), np.float32)
+    common = {"norm": norm, "eps": 1e-6}
+    fast = native.NormFFN(gate=gate[0], up=up[0], down=down[0], **common)
+    slow = reference.NormFFN(gate=gate[1], up=up[1], down=down[1], **common)
+    poison_freed_arrays(x.shape)
+    got = fast(x)
+    assert nmse(got, slow(x).astype(np.float64)) < (1e-11 if kinds[0] == T.F32 else 5e-4)
+    for m in (1, 2, 9, 20):
+        np.testing.assert_array_equal(fast(x[:m]), got[:m])
+    for threads in (1, 3, 8):
+        native.set_threads(threads)
+        np.testing.assert_array_equal(fast(x), got)
+    logits = native.Head(w=gate[0], **common)(x)
+    assert nmse(logits, reference.Head(w=gate[1], **common)(x).astype(np.float64)) < 5e-4
+
+
+def test_silu_at_the_ends(isa: str) -> None:
+    """gate values of +-1e4: silu is the identity or zero, and nothing overflows into NaN."""
+    eye = np.eye(32, dtype=np.float32)
+    w = native.Weight.pack(eye.view(np.uint8), int(T.F32), 32)
+    norm = np.full(32, 1e4, np.float32)
+    ffn = native.NormFFN(norm=norm, eps=0.0, gate=w, up=w, down=w)
+    x = np.where(np.arange(32) % 2, 1, -1).astype(np.float32)[None]
+    np.testing.assert_allclose(ffn(x), np.where(x > 0, 1e8 + 1, -1), rtol=1e-6)
+
+
+def test_nan_and_infinity_are_not_hidden(isa: str) -> None:
+    """A NaN in one token reaches that token's results and no other's."""
+    rng = np.random.default_rng()
+    w = native.Weight.pack(random_raw(T.Q4_0, 32, 64, rng), int(T.Q4_0), 64)
+    x = rng.standard_normal((3, 64), np.float32)
+    x[1, 40] = np.nan
+    y = native.linear(x, w)
+    assert np.isnan(y[1]).all()
+    assert np.isfinite(y[[0, 2]]).all()
+    x[1, 40] = np.inf
+    assert not np.isfinite(native.linear(x, w)[1]).any()
+
+
+def test_user_mistakes_are_typed() -> None:
+    raw = np.zeros((4, 36), np.uint8)
+    with pytest.raises(GGUFError, match="type 999"):
+        native.Weight.pack(raw, 999, 64)
+    with pytest.raises(GGUFError, match="Q4_0 weight of 4 x 65"):
+        native.Weight.pack(raw, int(T.Q4_0), 65)
+    w = native.Weight.pack(raw, int(T.Q4_0), 64)
+    with pytest.raises(InputError, match="x has size 63"):
+        native.linear(np.zeros((1, 63), np.float32), w)
+    with pytest.raises(InputError, match="token id 4"):
+        native.embed(w, np.array([4], np.int32))
+    with pytest.raises(ConfigError, match="choose one of"):
+        native.set_isa("sse9")
+    with pytest.raises(TypeError):
+        native.linear(np.zeros((1, 64), np.float64), w)
