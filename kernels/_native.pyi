@@ -1,7 +1,7 @@
 """Types and meanings of the native extension (kernels/csrc). All arrays are C-contiguous; none is copied in silence.
 
 n is the number of tokens. Errors: shapes that do not fit raise InputError, wrong dtypes TypeError, weights that cannot
-be packed GGUFError. Results are fresh arrays. For every function of n tokens, a token's result is the same bits for any n,
+be packed GGUFError. Results are fresh arrays. A token's result is the same bits for any n,
 any split of a prompt and any number of threads (per instruction set).
 """
 
