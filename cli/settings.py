@@ -63,7 +63,7 @@ def sampling_params(
 
 
 def _given(flags: Any) -> dict[str, Any]:
-    """What was given: not None, no empty list, and no bare flag left out."""
+    """What was given: neither None nor an empty list."""
     return {name: value for name, value in asdict(flags).items() if value is not None and value != []}
 
 

@@ -73,8 +73,8 @@ def test_every_word_of_the_command_line_contract_is_understood() -> None:
         "-ngl 10 --mlock --no-mmap --mixed-kv-cache -ctk q8_0 -ctv q4_0 --hot-window 64 --sink-tokens 4 --kv-rotate on "
         "--preset default --json"
     )
-    assert found["stop"] == ["A", "B"]
-    assert (found["temperature"], found["mirostat_ent"], found["dry_sequence_breakers"]) == (0.5, 4.0, ["x"])
+    assert list(found["stop"]) == ["A", "B"]
+    assert (found["temperature"], found["mirostat_ent"], list(found["dry_sequence_breakers"])) == (0.5, 4.0, ["x"])
     assert (found["type_k"], found["type_v"], found["rotate"], found["color"]) == ("q8_0", "q4_0", "on", "on")
     pairs = [
         "--n-predict --predict -n", "--ctx-size -c", "--threads -t", "--threads-batch -tb", "--batch-size -b",
