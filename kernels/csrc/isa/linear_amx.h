@@ -55,13 +55,12 @@ static void amx_unpack(const uint8_t* q, int blocks, uint8_t* out) {
     }
 }
 
-#define MIXKV_AMX_PRODUCT(c, a, b, x_at, w_at, sums) \
-    do {                                             \
-        _tile_zero(c);                               \
-        _tile_loadd(a, x_at, 32);                    \
-        _tile_loadd(b, w_at, 64);                    \
-        _tile_dpbssd(c, a, b);                       \
-        _tile_stored(c, sums, 64);                   \
+#define MIXKV_AMX_PRODUCT(c, a, b, x_at, w_at) \
+    do {                                       \
+        _tile_zero(c);                         \
+        _tile_loadd(a, x_at, 32);              \
+        _tile_loadd(b, w_at, 64);              \
+        _tile_dpbssd(c, a, b);                 \
     } while (0)
 
 // What one tile of 16 tokens needs at the columns of a chunk.
@@ -69,6 +68,13 @@ struct AmxInput {
     const int8_t* x;    // [block][16 tokens][32]
     const float* d;     // [block][16]
     const int32_t* sum; // [block][2][16]
+};
+
+// The rows of a result that a tile will be written to (and of the residual that is added), for fetching ahead.
+struct AmxFetch {
+    const float *y, *residual;
+    int64_t ldy, ldr;
+    int rows;
 };
 
 // acc += sums * scales for one step (a block, or half of one), and the minimums.
@@ -93,10 +99,12 @@ MIXKV_INLINE void amx_scale(F16 acc[16], const int32_t* sums, const uint8_t* s, 
     }
 }
 
-// acc (16 tokens x 16 rows) += blocks first .. first + blocks of one group. Each product runs ahead of the scaling of the
-// one before it.
+// acc (16 tokens x 16 rows) += blocks first .. first + blocks of one group. Each product is started before the scaling of
+// the one before it and stored after: its latency is hidden behind 48 vector operations. Meanwhile the rows that the
+// result will be written to and added to come closer, one at a time: each is a page of its own.
 template <class F>
-static void amx_tile(float* acc_at, const AmxInput in, const uint8_t* codes, const uint8_t* s, int first, int blocks) {
+static void amx_tile(float* acc_at, const AmxInput in, const uint8_t* codes, const uint8_t* s, int first, int blocks,
+                     const AmxFetch fetch) {
     alignas(64) int32_t sums[2][256];
     const int steps = blocks * F::subs;
     const auto x_at = [&](int i) { return in.x + size_t(i / F::subs) * 512 + (i % F::subs) * 16; };
@@ -104,12 +112,20 @@ static void amx_tile(float* acc_at, const AmxInput in, const uint8_t* codes, con
     F16 acc[16];
     MIXKV_UNROLL
     for (int t = 0; t < 16; ++t) acc[t] = first == 0 ? set16(0.0f) : load16(acc_at + 16 * t);
-    MIXKV_AMX_PRODUCT(0, 4, 6, x_at(0), w_at(0), sums[0]);
+    MIXKV_AMX_PRODUCT(0, 4, 6, x_at(0), w_at(0));
+    _tile_stored(0, sums[0], 64);
     for (int i = 0; i < steps; i += 2) {
-        if (i + 1 < steps) MIXKV_AMX_PRODUCT(1, 5, 7, x_at(i + 1), w_at(i + 1), sums[1]);
+        if (i / 2 < fetch.rows) {
+            __builtin_prefetch(fetch.y + i / 2 * fetch.ldy, 1);
+            __builtin_prefetch(fetch.residual + i / 2 * fetch.ldr);
+        }
+        if (i + 1 < steps) MIXKV_AMX_PRODUCT(1, 5, 7, x_at(i + 1), w_at(i + 1));
         amx_scale<F>(acc, sums[0], s, in, first, i);
-        if (i + 2 < steps) MIXKV_AMX_PRODUCT(0, 4, 6, x_at(i + 2), w_at(i + 2), sums[0]);
-        if (i + 1 < steps) amx_scale<F>(acc, sums[1], s, in, first, i + 1);
+        if (i + 1 == steps) break;
+        _tile_stored(1, sums[1], 64);
+        if (i + 2 < steps) MIXKV_AMX_PRODUCT(0, 4, 6, x_at(i + 2), w_at(i + 2));
+        amx_scale<F>(acc, sums[1], s, in, first, i + 1);
+        if (i + 2 < steps) _tile_stored(0, sums[0], 64);
     }
     MIXKV_UNROLL
     for (int t = 0; t < 16; ++t) store16(acc_at + 16 * t, acc[t]);
@@ -134,9 +150,10 @@ static void amx_tiles(const Packed* w, const QuantX* x, int g0, int g1, int t0, 
                 const size_t at = size_t(t) * size_t(nb) + 16 * size_t(b);
                 const int end = !last ? t : t1 < t + 16 ? t1 : t + 16;
                 float* acc = accs + 16 * (t - t0);
-                for (int i = t; i < end; ++i)  // a column of the result touches a page for each token
-                    __builtin_prefetch(out->y + i * out->ldy + (g * group_rows - out->row0), 1);
-                amx_tile<F>(acc, {x->q + 32 * at, x->d + at, x->sum + 2 * at}, scratch, s, b, count);
+                const float* y = out->y + t * out->ldy + (g * group_rows - out->row0);
+                const float* residual = out->residual ? out->residual + t * out->ldr + g * group_rows : y;
+                const AmxFetch fetch = {y, residual, out->ldy, out->residual ? out->ldr : out->ldy, end - t};
+                amx_tile<F>(acc, {x->q + 32 * at, x->d + at, x->sum + 2 * at}, scratch, s, b, count, fetch);
                 for (int i = t; i < end; ++i) put(out, w->rows, g, i, load16(acc + 16 * (i - t)));
             }
         }
