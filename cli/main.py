@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from mixkv.cli import chat, generate, inspect
+from mixkv.cli import bench, chat, evaluate, generate, inspect, perplexity
 from mixkv.cli.flags import spell_out
 from mixkv.cli.terminal import DONE, INTERRUPTED, WRONG_USAGE, fail, prepare_streams
 
@@ -21,6 +21,9 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "generate": generate.generate,
     "chat": chat.chat,
     "inspect": inspect.inspect,
+    "bench": bench.bench,
+    "perplexity": perplexity.perplexity,
+    "evaluate": evaluate.evaluate,
 }
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 # What typer raises for a wrong command line; newer versions do not say where it lives.

@@ -91,6 +91,14 @@ class CachePlan:
         # as its tile is full.
         return cls(layers, None if floats else 0, 0, config.rollback_reserve)
 
+    def within(self, n_ctx: int) -> CachePlan:
+        """The plan for a context of n_ctx tokens. If the window covers it nothing turns cold, so nothing is rotated
+        either: the cache is a plain FP16 one, bit for bit."""
+        if self.hot_window is None or self.hot_window < n_ctx:
+            return self
+        layers = tuple(LayerFormat(f.hot_k, f.hot_v, f.hot_k, f.hot_v) for f in self.layers)
+        return CachePlan(layers, None, 0, self.rollback_reserve)
+
 
 def _layer_format(config: KVCacheConfig, override: Mapping[str, str]) -> LayerFormat:
     default = "q4_0" if config.mixed_kv_cache else "f16"

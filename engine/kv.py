@@ -50,6 +50,7 @@ class KVCache:
     """The cache of one sequence. `n` tokens are stored; `step` adds more; `truncate` takes some back."""
 
     def __init__(self, model: ModelConfig, plan: CachePlan, *, n_ctx: int, chunk: int) -> None:
+        plan = plan.within(n_ctx)
         self.plan, self._model = plan, model
         self._policy = CachePolicy(
             n_ctx=n_ctx,

@@ -79,7 +79,7 @@ def restore_session(path: str | Path, current: Sequence, gguf: GGUFFile, *, conv
             )
         if not convert and (difference := _difference(header, mine)):
             raise SessionError(
-                f"session {path} was saved with {difference}: load with the same settings, or ask for a conversion"
+                f"session {path} was saved with {difference}: load with the same settings, or convert it (convert=True)"
             )
         tokens = reader.tokens()
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < model.n_vocab):

@@ -1,70 +1,45 @@
 """mixkv: LLM inference for long contexts on ordinary CPUs.
 
-llm = mixkv.load("model.gguf", n_ctx=32768, mixed_kv_cache=True)
-print(llm.generate("Once upon a time", max_tokens=64).text)
+    llm = mixkv.load("model.gguf", n_ctx=32768, mixed_kv_cache=True)
+    print(llm.generate("Once upon a time", max_tokens=64).text)
+
+This is the public face: it only re-exports. A name's module is imported when the name is first used, so that
+`mixkv --help` loads nothing it does not need; `__init__.pyi` tells type checkers the same.
 """
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import Any
 
-from mixkv.engine.cache_config import KVCacheConfig
-from mixkv.engine.generation import Generation
-from mixkv.engine.kv import CacheStats, KVCache
-from mixkv.engine.llm import LLM, generate, load
-from mixkv.engine.results import Chunk, Completion, GenerationStats, TokenLogprob
-from mixkv.engine.sampling import SamplingParams
-from mixkv.kernels import (
-    AttentionState,
-    QuantizedRows,
-    attend,
-    empty_state,
-    finalize,
-    flash_attn_with_state,
-    merge,
-    sink_state,
-)
-from mixkv.kernels.errors import (
-    ConfigError,
-    ContextFullError,
-    GGUFError,
-    InputError,
-    MixkvError,
-    MixkvWarning,
-    OutOfMemoryError,
-    SessionError,
-    TokenizerError,
-)
+_HOMES = {
+    "engine.cache_config": ("KVCacheConfig",),
+    "engine.generation": ("Generation",),
+    "engine.kv": ("CacheStats", "KVCache"),
+    "engine.llm": ("LLM", "generate", "load"),
+    "engine.results": ("Chunk", "Completion", "GenerationStats", "TokenLogprob"),
+    "engine.sampling": ("SamplingParams",),
+    "kernels.attention": ("attend", "flash_attn_with_state"),
+    "kernels.formats": ("QuantizedRows",),
+    "kernels.state": ("AttentionState", "empty_state", "finalize", "merge", "sink_state"),
+    "kernels.errors": (
+        "ConfigError", "ContextFullError", "GGUFError", "InputError", "MixkvError", "MixkvWarning",
+        "OutOfMemoryError", "SessionError", "TokenizerError",
+    ),
+}  # fmt: skip
+_HOME = {name: f"mixkv.{module}" for module, names in _HOMES.items() for name in names}
 
-__version__ = version("mixkv")
+__all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605
 
-__all__ = [
-    "LLM",
-    "AttentionState",
-    "CacheStats",
-    "Chunk",
-    "Completion",
-    "ConfigError",
-    "ContextFullError",
-    "GGUFError",
-    "Generation",
-    "GenerationStats",
-    "InputError",
-    "KVCache",
-    "KVCacheConfig",
-    "MixkvError",
-    "MixkvWarning",
-    "OutOfMemoryError",
-    "QuantizedRows",
-    "SamplingParams",
-    "SessionError",
-    "TokenLogprob",
-    "TokenizerError",
-    "__version__",
-    "attend",
-    "empty_state",
-    "finalize",
-    "flash_attn_with_state",
-    "generate",
-    "load",
-    "merge",
-    "sink_state",
-]
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = import_module("importlib.metadata").version("mixkv")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'mixkv' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -114,4 +114,4 @@ class Llama:
                     h, x = h[rows], x[rows]
                 if len(x):
                     x = block.ffn(ops.linear(h, block.wo, block.bo, x))
-            return self.head(x)
+            return self.head(x) if len(x) else np.empty((0, self.config.n_vocab), np.float32)

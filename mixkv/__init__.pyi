@@ -1,0 +1,61 @@
+from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.generation import Generation
+from mixkv.engine.kv import CacheStats, KVCache
+from mixkv.engine.llm import LLM, generate, load
+from mixkv.engine.results import Chunk, Completion, GenerationStats, TokenLogprob
+from mixkv.engine.sampling import SamplingParams
+from mixkv.kernels import (
+    AttentionState,
+    QuantizedRows,
+    attend,
+    empty_state,
+    finalize,
+    flash_attn_with_state,
+    merge,
+    sink_state,
+)
+from mixkv.kernels.errors import (
+    ConfigError,
+    ContextFullError,
+    GGUFError,
+    InputError,
+    MixkvError,
+    MixkvWarning,
+    OutOfMemoryError,
+    SessionError,
+    TokenizerError,
+)
+
+__version__: str
+__all__ = [
+    "LLM",
+    "AttentionState",
+    "CacheStats",
+    "Chunk",
+    "Completion",
+    "ConfigError",
+    "ContextFullError",
+    "GGUFError",
+    "Generation",
+    "GenerationStats",
+    "InputError",
+    "KVCache",
+    "KVCacheConfig",
+    "MixkvError",
+    "MixkvWarning",
+    "OutOfMemoryError",
+    "QuantizedRows",
+    "SamplingParams",
+    "SessionError",
+    "TokenLogprob",
+    "TokenizerError",
+    "__version__",
+    "attend",
+    "empty_state",
+    "finalize",
+    "flash_attn_with_state",
+    "generate",
+    "load",
+    "merge",
+    "sink_state",
+]
