@@ -113,6 +113,7 @@ def set_threads(n: int) -> None:
     """Threads for the calls that follow, the caller included."""
 
 def threads() -> int: ...
+def read_bandwidth(n_bytes: int) -> float: ...
 def available_cores() -> int:
     """Physical cores that affinity and cgroup quota leave to this process; the default number of threads."""
 

@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from mixkv.kernels.backend import ops
 from mixkv.kernels.errors import ConfigError, InputError
 from mixkv.kernels.formats import QuantizedRows
 from mixkv.kernels.reference_attention import Rows
 from mixkv.kernels.state import AttentionState, alibi_slopes, empty_state
-from numpy.typing import ArrayLike, NDArray
 
 
 def attend(

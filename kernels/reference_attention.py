@@ -10,9 +10,10 @@ applied here a block of keys at a time (Milakov and Gimelshein 2018; Dao et al. 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
+
 from mixkv.kernels.formats import QuantizedRows
 from mixkv.kernels.state import F32, safe_base
-from numpy.typing import NDArray
 
 Rows = NDArray[np.float16] | NDArray[np.float32] | QuantizedRows
 

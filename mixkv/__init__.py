@@ -27,7 +27,7 @@ _HOMES = {
 }  # fmt: skip
 _HOME = {name: f"mixkv.{module}" for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME, "__version__"])  # noqa: PLE0605
+__all__ = sorted([*_HOME, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

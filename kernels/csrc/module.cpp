@@ -6,6 +6,7 @@
 #include "cpu.h"
 #include "errors.h"
 #include "pool.h"
+#include "probe.h"
 
 namespace mixkv {
 namespace {
@@ -45,6 +46,8 @@ NB_MODULE(_native, m) {
     m.def("set_threads", &set_threads, nb::arg("n"), "Threads for the calls that follow, the caller included.");
     m.def("threads", &threads, "Threads in use, the caller included.");
     m.def("available_cores", &available_cores, "Physical cores that affinity and cgroup quota leave to this process.");
+    m.def("read_bandwidth", &read_bandwidth, nb::arg("n_bytes"), nb::call_guard<nb::gil_scoped_release>(),
+          "Bytes a second read from memory by all threads, in one pass over n_bytes of fresh memory.");
     bind_linear(m);
     bind_kv(m);
 }
