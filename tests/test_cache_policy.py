@@ -122,7 +122,8 @@ class Tokens(RuleBasedStateMachine):
         self.cut(max(0, self.length - back))
 
     def cut(self, n: int) -> None:
-        recent = range(max(self.s, spec_first_hot(n, self.n, self.s)), n)
+        broken = self.s + max(0, n - self.s) // TILE * TILE  # a tile that lost tokens is no tile
+        recent = range(min(spec_first_hot(n, self.n, self.s), broken), n)
         exact = all(j in self.hot for j in recent)
         assert self.cache.truncates_exactly(n) == exact
         if n >= self.longest - self.reserve:
@@ -134,7 +135,6 @@ class Tokens(RuleBasedStateMachine):
             self.hot[j] = False
             self.owner[(j - self.s) // TILE % self.cache.hot_tiles] = (j - self.s) // TILE
         self.hot = {j: e for j, e in self.hot.items() if j < n}
-        broken = self.s + max(0, n - self.s) // TILE * TILE  # a tile that lost tokens is no tile
         self.cold = {j for j in self.cold if j < broken}
         self.length = n
 

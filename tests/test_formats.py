@@ -102,6 +102,16 @@ def test_nan_and_infinity_are_data(kind: str, bad: float) -> None:
     np.testing.assert_allclose(out[0, 32:], 1, rtol=1e-2)
 
 
+@pytest.mark.parametrize("kind", CACHE_TYPES)
+@pytest.mark.parametrize("head_dim", [8, 64])
+def test_no_rows_are_rows_too(kind: str, head_dim: int) -> None:
+    """NumPy cannot work out a -1 in the shape of an empty array."""
+    empty = np.empty((0, 2, head_dim), np.float32)
+    data = encode(empty, kind)
+    assert data.shape == (0, 2, cache_type(kind).row_bytes(head_dim))
+    assert decode(data, kind, head_dim).shape == empty.shape
+
+
 @pytest.mark.parametrize("kind", ["f16", "f32"])
 def test_float_rows_are_stored_as_they_are(kind: str) -> None:
     x = np.random.default_rng(0).standard_normal((4, 2, 48)).astype(np.float32)

@@ -169,6 +169,15 @@ class TestConversion:
         assert a[0][0] == b[0][0]
         assert a[0][1] == pytest.approx(b[0][1], abs=0.02)  # FP16 rounding of dequantized rows, 2^-11
 
+    def test_of_tokens_that_have_both_forms_takes_the_exact_one(self, path: Path, tmp_path: Path) -> None:
+        """With a reserve there are cold tiles of which no row is needed."""
+        llm = filled(path, 90, **MIXED, rollback_reserve=60)
+        assert llm.cache.stats().cold_tokens == 32 and llm.cache.stats().hot_tokens == 74
+        llm.save_session(tmp_path / "s")
+        wide = mixkv.load(path, n_threads=1, dense=True, mixed_kv_cache=True, hot_window=100)
+        assert wide.load_session(tmp_path / "s", convert=True) == 90
+        assert wide.cache.stats().degraded_tokens == 0
+
     @pytest.mark.parametrize("settings", CACHES)
     def test_into_every_kind_of_cache(self, path: Path, tmp_path: Path, settings: str) -> None:
         """The converted cache continues nearly as one that was filled in those settings."""
