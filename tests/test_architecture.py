@@ -1,0 +1,147 @@
+"""The house's rules, read off its source: imports go one way, files stay short, one room holds the errors.
+
+Skipped where the source is not beside the tests (they can be run against an installed package alone).
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mixkv
+from mixkv.kernels import errors, ops
+from mixkv.models.registry import FAMILIES, supported_families
+
+ROOT = Path(__file__).resolve().parents[1]
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "models": {"kernels", "models"},
+    "engine": {"kernels", "models", "engine"},
+    "configs": {"kernels", "configs"},
+    "cli": {"kernels", "models", "engine", "configs", "cli"},
+}
+ROOMS = ["mixkv", *MAY_IMPORT]
+MAX_PYTHON, MAX_CPP = 300, 500
+
+pytestmark = pytest.mark.skipif(not (ROOT / "engine").is_dir(), reason="the source is not here")
+
+
+def sources(*folders: str) -> list[Path]:
+    return sorted(p for folder in folders for p in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[int, str, int]]:
+    """(line, module, level) of every import, wherever it stands in the file."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, 0) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, node.module or "", node.level
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_go_one_way(room: str) -> None:
+    """cli -> engine -> models -> kernels; always by the full name, or a second copy of a module would be loaded."""
+    files = sources(room)
+    assert files
+    for path in files:
+        for line, module, level in imports(path):
+            where = f"{path.relative_to(ROOT)}:{line} imports {module}"
+            assert level == 0, f"{where} relatively: write mixkv.{room}..."
+            top, *rest = module.split(".")
+            assert top not in MAY_IMPORT, f"{where}: write mixkv.{module}"
+            if top == "mixkv" and rest:
+                assert rest[0] in MAY_IMPORT[room], f"{where}, which {room}/ must not know"
+
+
+@pytest.mark.parametrize(
+    ("module", "unknown"),
+    [("kernels", ("models", "engine", "cli")), ("models.registry", ("engine", "cli")), ("engine.llm", ("cli",))],
+)
+def test_a_lower_floor_loads_nothing_of_the_upper_ones(module: str, unknown: tuple[str, ...]) -> None:
+    """The same, as Python sees it."""
+    code = f"import sys, mixkv.{module}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert f"mixkv.{module}" in loaded
+    assert [m for m in loaded if m.startswith(tuple(f"mixkv.{room}" for room in unknown))] == []
+
+
+@pytest.mark.parametrize("folder", [*ROOMS, "tests", "tools", "examples", "benchmarks"])
+def test_python_files_can_be_read_in_one_sitting(folder: str) -> None:
+    for path in sources(folder):
+        n = len(path.read_text().splitlines())
+        assert n <= MAX_PYTHON, f"{path.relative_to(ROOT)} has {n} lines, more than {MAX_PYTHON}"
+
+
+def test_cpp_files_are_not_much_longer() -> None:
+    files = [p for suffix in ("cpp", "h") for p in (ROOT / "kernels" / "csrc").rglob(f"*.{suffix}")]
+    assert files
+    for path in files:
+        n = len(path.read_text().splitlines())
+        assert n <= MAX_CPP, f"{path.relative_to(ROOT)} has {n} lines, more than {MAX_CPP}"
+
+
+def test_every_module_says_what_a_reader_must_know() -> None:
+    for path in sources(*ROOMS):
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree) or not tree.body, f"{path.relative_to(ROOT)} has no docstring"
+
+
+def test_nothing_is_left_for_later() -> None:
+    """Open ends belong into issues."""
+    marks = re.compile("TO" + r"DO\b|FIX" + r"ME\b|Not" + "ImplementedError")
+    csrc = [p for p in (ROOT / "kernels" / "csrc").rglob("*") if p.is_file()]
+    for path in [*sources(*ROOMS, "tools", "examples", "benchmarks"), *csrc]:
+        assert not marks.search(path.read_text()), path.relative_to(ROOT)
+
+
+def test_all_errors_live_in_one_room() -> None:
+    """kernels/errors.py, the ground floor; whoever raises ValueError by hand escapes the command line's one-liner."""
+    names = {name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, Exception)}
+    ours = {name for name, value in vars(errors).items() if isinstance(value, type)}
+    for path in sources(*ROOMS):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and path.name != "errors.py":
+                bases = {ast.unparse(base).split(".")[-1] for base in node.bases}
+                assert not bases & (names | ours), f"{path.relative_to(ROOT)}: {node.name} is an exception"
+    problems = [getattr(errors, name) for name in ours if name != "MixkvWarning"]
+    assert all(issubclass(problem, errors.MixkvError) for problem in problems)
+    assert all(getattr(mixkv, name) is getattr(errors, name) for name in ours)
+
+
+def test_the_public_face_is_complete_and_only_re_exports() -> None:
+    assert all(hasattr(mixkv, name) for name in mixkv.__all__)
+    tree = ast.parse((ROOT / "mixkv" / "__init__.py").read_text())
+    defined = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    assert set(defined) <= {"__getattr__", "__dir__"}
+    stub = (ROOT / "mixkv" / "__init__.pyi").read_text()
+    missing = [name for name in mixkv.__all__ if not re.search(rf"\b{name}\b", stub)]
+    assert missing == [], "type checkers do not see these names"
+
+
+def test_the_backend_in_use_offers_the_contract() -> None:
+    """Both twins have the names of docs/architecture.md; models and engine call nothing else."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    names = re.findall(r"^([A-Za-z_]\w*)(?:\.\w+)?\(", text.split("```python")[1].split("```")[0], re.M)
+    assert {"embed", "linear", "Weight", "NormQKV", "KVStore", "attend_segment"} <= set(names)
+    assert [name for name in names if not hasattr(ops, name)] == []
+    methods = re.findall(r"^([a-z]\w*)\(", text.split("```python")[2].split("```")[0], re.M)
+    assert {"step", "write", "quantize", "attend", "copy"} <= set(methods)
+    assert [name for name in methods if not hasattr(ops.KVStore, name)] == []
+
+
+def test_the_readme_lists_the_families_that_run() -> None:
+    """The table is generated from the code; `mixkv inspect --families` prints it."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.search(r"<!-- families -->\n(.*?)\n<!-- /families -->", readme, re.S)
+    assert found is not None
+    assert found.group(1) == supported_families()
+    assert all(f"`{name}`" in found.group(1) for name in FAMILIES)
