@@ -27,7 +27,7 @@ def test_the_other_backend_passes_the_same_tests() -> None:
     """Golden values, properties and sessions do not depend on who computes."""
     other = "reference" if ops.__name__.endswith("native") else "native"
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(str(TESTS / f) for f in FILES)],
+        [sys.executable, "-P", "-m", "pytest", "-x", "-p", "no:cacheprovider", *(str(TESTS / f) for f in FILES)],
         env=os.environ | {"MIXKV_KERNELS": other}, capture_output=True, text=True, timeout=580, cwd=TESTS,
     )  # fmt: skip
     assert done.returncode == 0, f"{other}: {done.stdout[-3000:]}"
