@@ -1,6 +1,6 @@
 // See linear.h. How work is cut:
 //
-// - few tokens (n <= 16): tasks of about 64 KiB of weights, so that two cores finish together and one stream of reads is
+// - few tokens (n <= 16): tasks of a panel, or of about 64 KiB of weights, so that two cores finish together and one stream of reads is
 //   long enough to be worth prefetching;
 // - many: chunks of tokens whose codes fit into half of a 2 MiB L2 with room for a group's weights; a task is two groups
 //   of rows times one chunk, so weights come from memory once a chunk and activations stay in L2.
@@ -29,7 +29,7 @@ int token_chunk(const Weight& w, int n) {
     return n <= 16 ? n : std::clamp(fit, 32, max_tokens);
 }
 int group_chunk(const Weight& w, int n) {
-    return n > 16 ? 2 : int(std::clamp<size_t>(weight_task_bytes / w.group_bytes(), 1, 64));
+    return n > 16 ? 2 : panel_groups * int(std::clamp<size_t>(weight_task_bytes / w.panel_bytes(), 1, 16));
 }
 
 void product_task(const Activations& a, const Weight& w, const Out& out, int g0, int g1, int t0, int t1,
@@ -181,7 +181,7 @@ void FFN::run(const float* x, int n, float* out) const {
     const bool codes = !gate->float_activations() || !up->float_activations();
     const Activations a = prepare(x, n, gate->cols(), norm, eps, codes, mem);
 
-    const int width = gate->rows(), groups = 2 * group_chunk(*gate, n > 16 ? 1 : n);
+    const int width = gate->rows(), groups = group_chunk(*gate, n);
     const int cols = groups * group_rows, tokens = std::min(token_chunk(*gate, n), token_chunk(*up, n));
     Activations h;
     h.n = n;

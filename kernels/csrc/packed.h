@@ -1,9 +1,10 @@
 // How weights lie in memory, for the glue (which packs) and the kernels (which read). C headers only: isa sources use it.
 //
-// A weight (rows, cols) is cut into groups of 16 rows; the last group is padded with zero rows. Quantized types are cut
-// along cols into blocks of 32 and have two planes, each with its groups one after another:
+// A weight (rows, cols) is cut into groups of 16 rows, and four groups make a panel; the last panel is padded with zero
+// rows. Quantized types are cut along cols into blocks of 32 and have two planes, each with its panels one after another;
+// inside a panel: [block][4 groups]. So one token's product reads four rows of registers from one stream of memory.
 //
-//   q  one block = 32 columns x 16 rows at `bits` bits = 64 * bits bytes, blocks of a group in order. "Quad j" of a block
+//   q  one block = 32 columns x 16 rows at `bits` bits = 64 * bits bytes. "Quad j" of a block
 //      are columns 4j..4j+3 of all 16 rows: 64 bytes, byte 4*row + (col % 4), the operand order of VNNI and AMX.
 //        8 bits: line j is quad j                4 bits: line i holds quad i (low nibbles) and quad 4+i (high nibbles)
 //        2 bits: line i, bit pair p is quad 4i+p (i = 0, 1)                          1 bit:  bit j is quad j
@@ -17,7 +18,7 @@
 //        super_min4 per 8 blocks: d, dmin, then [16][16] bytes with c in the low, e in the high nibble; subs = 2
 //      subs = 2: a scale for each half block of 16 columns (quads 0-3, quads 4-7).
 //
-// Float types (F32, F16, BF16) have the plane q only: [col][16 rows]. F64 is converted to F32 when packed.
+// Float types (F32, F16, BF16) have the plane q only, a panel is [col][4 groups][16 rows]. F64 is converted to F32 when packed.
 #pragma once
 
 #include <stddef.h>
@@ -54,6 +55,7 @@ enum Format : int {
 };
 
 constexpr int group_rows = 16;   // rows that lie interleaved
+constexpr int panel_groups = 4;  // groups whose blocks alternate
 constexpr int block_cols = 32;   // columns of a block, in weights and in quantized activations
 
 // The 16 values of the IQ4 types, with 128 added.
@@ -69,9 +71,17 @@ constexpr int scale_unit_bytes(Scales s, int subs) {
 struct Packed {
     const uint8_t* q;
     const uint8_t* s;
-    size_t q_group, s_group;  // bytes of one group in each plane
+    size_t q_panel, s_panel;  // bytes of one panel in each plane
     int rows, cols;
     Format format;
+
+    // The first block (scale unit) of a group; the next one of the same group is 4 blocks (units) further.
+    const uint8_t* q_of(int group, size_t block_bytes) const {
+        return q + size_t(group / panel_groups) * q_panel + size_t(group % panel_groups) * block_bytes;
+    }
+    const uint8_t* s_of(int group, size_t unit_bytes) const {
+        return s + size_t(group / panel_groups) * s_panel + size_t(group % panel_groups) * unit_bytes;
+    }
 };
 
 }  // namespace mixkv

@@ -1,4 +1,4 @@
-// Packing: each task packs a few groups of 16 rows straight from the raw bytes (a read-only mmap is fine), touching the
+// Packing: each task packs a few panels of 64 rows straight from the raw bytes (a read-only mmap is fine), touching the
 // destination pages first itself. Nothing else is allocated.
 #include "weight.h"
 
@@ -86,16 +86,16 @@ void pack_quant_group(const Packed& w, const uint8_t* const rows[group_rows], ui
     const int units = w.cols / info.raw_cols, blocks = info.raw_cols / block_cols;
     const int unit_bytes = scale_unit_bytes(info.scales, info.subs);
     const bool fast = f == fmt_Q4_0 || f == fmt_Q8_0 || f == fmt_IQ4_NL;
-    for (int u = 0; u < units; ++u, s += unit_bytes) {
+    for (int u = 0; u < units; ++u, s += panel_groups * unit_bytes) {
         const size_t offset = size_t(u) * size_t(info.raw_bytes);
         if (fast) {
             pack_words(f, rows, offset, q, s);
-            q += quant_block_bytes(info.bits);
+            q += panel_groups * quant_block_bytes(info.bits);
             continue;
         }
         for (int r = 0; r < group_rows; ++r)
             if (rows[r]) put_scales(f, rows[r] + offset, r, s);
-        for (int i = 0; i < blocks; ++i, q += quant_block_bytes(info.bits)) {
+        for (int i = 0; i < blocks; ++i, q += panel_groups * quant_block_bytes(info.bits)) {
             uint8_t codes[group_rows][block_cols] = {};
             for (int r = 0; r < group_rows; ++r)
                 if (rows[r]) raw_codes(f, rows[r] + offset, i, codes[r]);
@@ -111,7 +111,7 @@ void interleave(const uint8_t* const rows[group_rows], int cols, T* out) {
         for (int k = 0; k < cols; ++k) {
             T v = 0;
             if (in) std::memcpy(&v, in + k, sizeof v);  // raw bytes need not be aligned
-            out[k * group_rows + r] = v;
+            out[k * group_rows * panel_groups + r] = v;
         }
     }
 }
@@ -120,7 +120,7 @@ void interleave_f64(const uint8_t* const rows[group_rows], int cols, float* out)
         for (int k = 0; k < cols; ++k) {
             double v = 0;
             if (rows[r]) std::memcpy(&v, rows[r] + 8 * size_t(k), 8);
-            out[k * group_rows + r] = float(v);
+            out[k * group_rows * panel_groups + r] = float(v);
         }
 }
 
@@ -146,28 +146,31 @@ Weight::Weight(const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggm
     packed_.rows = rows;
     packed_.cols = cols;
     packed_.format = Format(format);
+    constexpr size_t panel_rows = size_t(group_rows) * panel_groups;
+    size_t q_block = size_t(group_rows) * size_t(info.raw_bytes), unit = 0;
     if (is_float()) {
-        packed_.q_group = size_t(cols) * group_rows * size_t(info.raw_bytes);
+        packed_.q_panel = size_t(cols) * panel_rows * size_t(info.raw_bytes);
     } else {
-        packed_.q_group = size_t(cols / block_cols) * size_t(quant_block_bytes(info.bits));
-        packed_.s_group = size_t(cols / info.raw_cols) * size_t(scale_unit_bytes(info.scales, info.subs));
+        q_block = size_t(quant_block_bytes(info.bits));
+        unit = size_t(scale_unit_bytes(info.scales, info.subs));
+        packed_.q_panel = size_t(cols / block_cols) * q_block * panel_groups;
+        packed_.s_panel = size_t(cols / info.raw_cols) * unit * panel_groups;
     }
-    const size_t n = size_t(groups());
-    memory_ = Buffer(n * group_bytes());
-    uint8_t *q = memory_.data(), *s = q + n * packed_.q_group;
+    memory_ = Buffer(size_t(panels()) * panel_bytes());
+    uint8_t *q = memory_.data(), *s = q + size_t(panels()) * packed_.q_panel;
     packed_.q = q;
     packed_.s = s;
 
-    const int per_task = int(std::clamp<size_t>((256 << 10) / group_bytes(), 1, n));
-    parallel_for(int((n + size_t(per_task) - 1) / size_t(per_task)), [&](int task, int) {
-        const int end = std::min(groups(), (task + 1) * per_task);
-        for (int g = task * per_task; g < end; ++g) {
+    const int per_task = int(std::clamp<size_t>((256 << 10) / panel_bytes(), 1, size_t(panels())));
+    parallel_for((panels() + per_task - 1) / per_task, [&](int task, int) {
+        const int end = std::min(panels(), (task + 1) * per_task) * panel_groups;
+        for (int g = task * per_task * panel_groups; g < end; ++g) {
             const uint8_t* row[group_rows];
             for (int r = 0; r < group_rows; ++r) {
                 const int at = g * group_rows + r;
                 row[r] = at < rows ? raw + size_t(at) * row_bytes : nullptr;
             }
-            uint8_t* out = q + size_t(g) * packed_.q_group;
+            uint8_t* out = q + (packed_.q_of(g, q_block) - packed_.q);
             if (f64)
                 interleave_f64(row, cols, reinterpret_cast<float*>(out));
             else if (packed_.format == fmt_F32)
@@ -175,20 +178,19 @@ Weight::Weight(const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggm
             else if (is_float())
                 interleave(row, cols, reinterpret_cast<uint16_t*>(out));
             else
-                pack_quant_group(packed_, row, out, s + size_t(g) * packed_.s_group);
+                pack_quant_group(packed_, row, out, s + (packed_.s_of(g, unit) - packed_.s));
         }
     });
 }
 
 void Weight::read_row(int row, float* out) const {
     const FormatInfo& info = format_info(packed_.format);
-    const uint8_t* q = packed_.q + size_t(row / group_rows) * packed_.q_group;
-    const uint8_t* s = packed_.s + size_t(row / group_rows) * packed_.s_group;
-    const int r = row % group_rows;
+    const int r = row % group_rows, group = row / group_rows;
     if (is_float()) {
+        const uint8_t* q = packed_.q_of(group, size_t(group_rows) * size_t(info.raw_bytes));
         for (int k = 0; k < packed_.cols; ++k) {
             uint32_t bits = 0;
-            std::memcpy(&bits, q + (size_t(k) * group_rows + size_t(r)) * size_t(info.raw_bytes), size_t(info.raw_bytes));
+            std::memcpy(&bits, q + (size_t(k) * group_rows * panel_groups + size_t(r)) * size_t(info.raw_bytes), size_t(info.raw_bytes));
             if (packed_.format == fmt_F16) {
                 out[k] = half_to_float(uint16_t(bits));
                 continue;
@@ -198,10 +200,12 @@ void Weight::read_row(int row, float* out) const {
         }
         return;
     }
+    const int block = quant_block_bytes(info.bits), unit_size = scale_unit_bytes(info.scales, info.subs);
+    const uint8_t *q = packed_.q_of(group, size_t(block)), *s = packed_.s_of(group, size_t(unit_size));
     const int unit_blocks = scale_unit_blocks(info.scales), half_cols = block_cols / info.subs;
     const bool has_min = info.scales != scales_plain && info.scales != scales_super;
-    for (int b = 0; b < packed_.cols / block_cols; ++b, q += quant_block_bytes(info.bits), out += block_cols) {
-        const uint8_t* unit = s + b / unit_blocks * scale_unit_bytes(info.scales, info.subs);
+    for (int b = 0; b < packed_.cols / block_cols; ++b, q += panel_groups * block, out += block_cols) {
+        const uint8_t* unit = s + b / unit_blocks * panel_groups * unit_size;
         float d[2], m[2];
         for (int h = 0; h < info.subs; ++h) get_scales(packed_.format, unit, b % unit_blocks, h, r, d + h, m + h);
         for (int k = 0; k < block_cols; ++k) {

@@ -24,7 +24,8 @@ public:
     int groups() const { return (packed_.rows + group_rows - 1) / group_rows; }
     int ggml_type() const { return ggml_type_; }
     size_t nbytes() const { return memory_.size(); }
-    size_t group_bytes() const { return packed_.q_group + packed_.s_group; }
+    int panels() const { return (groups() + panel_groups - 1) / panel_groups; }
+    size_t panel_bytes() const { return packed_.q_panel + packed_.s_panel; }
     bool is_float() const { return packed_.format >= n_quant_formats; }
     bool float_activations() const { return exact_ || is_float(); }
 

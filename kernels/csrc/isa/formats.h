@@ -1,7 +1,7 @@
 // The quantized formats of packed.h as the kernels read them: one line of MIXKV_QUANT_FORMATS makes one type here.
 //
 //   Fmt::quad<j>(q)               codes of quad j of the block at q
-//   Fmt::scales(s, b, d, m)       scales (and minimums) of block b of the group whose scale plane starts at s
+//   Fmt::scales(s, b, d, m)       scales (and minimums) of block b of the group whose first scale unit is at s
 #pragma once
 
 #include "packed.h"
@@ -12,7 +12,8 @@ namespace mixkv::MIXKV_ISA {
 template <int bits_, int zero_, int table_, int subs_, Scales kind>
 struct Fmt {
     static constexpr int bits = bits_, zero = zero_, subs = subs_;
-    static constexpr int block_bytes = quant_block_bytes(bits);
+    static constexpr int block_bytes = quant_block_bytes(bits), block_step = panel_groups * block_bytes;
+    static constexpr int unit_bytes = scale_unit_bytes(kind, subs), unit_step = panel_groups * unit_bytes;
     static constexpr bool has_min = kind == scales_plain_min || kind == scales_super_min || kind == scales_super_min4;
 
     template <int j>
@@ -40,8 +41,7 @@ struct Fmt {
 
     // d[subs], m[subs]: the number is d * (code - zero) + m
     MIXKV_INLINE void scales(const uint8_t* s, int b, F16* d, F16* m) {
-        constexpr int unit = scale_unit_bytes(kind, subs);
-        const uint8_t* p = s + size_t(b / scale_unit_blocks(kind)) * unit;
+        const uint8_t* p = s + size_t(b / scale_unit_blocks(kind)) * unit_step;
         const int i = b % scale_unit_blocks(kind);
         d[0] = load_f16(p);
         if constexpr (kind == scales_plain_min) m[0] = load_f16(p + 32);

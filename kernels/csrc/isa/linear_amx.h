@@ -43,7 +43,7 @@ MIXKV_INLINE void amx_unpack_quad(const uint8_t* q, uint8_t* out) {
 }
 template <class F>
 static void amx_unpack(const uint8_t* q, int blocks, uint8_t* out) {
-    for (int b = 0; b < blocks; ++b, q += F::block_bytes, out += 512) {
+    for (int b = 0; b < blocks; ++b, q += F::block_step, out += 512) {
         amx_unpack_quad<F, 0>(q, out);
         amx_unpack_quad<F, 1>(q, out);
         amx_unpack_quad<F, 2>(q, out);
@@ -140,11 +140,11 @@ static void amx_tiles(const Packed* w, const QuantX* x, int g0, int g1, int t0, 
     const int nb = x->blocks;
     amx_configure(F::subs);
     for (int g = g0; g < g1; ++g) {
-        const uint8_t* s = w->s + w->s_group * size_t(g);
+        const uint8_t *q = w->q_of(g, F::block_bytes), *s = w->s_of(g, F::unit_bytes);
         for (int b = 0; b < nb; b += amx_chunk_blocks) {
             const int count = nb - b < amx_chunk_blocks ? nb - b : amx_chunk_blocks;
             const bool last = b + count == nb;
-            amx_unpack<F>(w->q + w->q_group * size_t(g) + size_t(b) * F::block_bytes, count, scratch);
+            amx_unpack<F>(q + size_t(b) * F::block_step, count, scratch);
             __asm__ volatile("" : : : "memory");  // the tile loads do not tell the compiler what they read
             for (int t = t0; t < t1; t += 16) {
                 const size_t at = size_t(t) * size_t(nb) + 16 * size_t(b);

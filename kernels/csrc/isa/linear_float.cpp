@@ -20,7 +20,7 @@ struct Float_BF16 {
     MIXKV_INLINE F16 load(const uint8_t* p) { return load_bf16(p); }
 };
 
-// M tokens x G groups from `group` on. Tokens from t1 on are computed from row t1 - 1 and not stored.
+// M tokens x G groups of one panel from `group` on. Tokens from t1 on are computed from row t1 - 1 and not stored.
 template <class L, int M, int G>
 static void tile(const Packed* w, const float* x, int64_t ldx, int group, int t0, int t, int t1, const Out* out) {
     const float* row[M];
@@ -31,11 +31,11 @@ static void tile(const Packed* w, const float* x, int64_t ldx, int group, int t0
         MIXKV_UNROLL
         for (int g = 0; g < G; ++g) acc[i][g] = set16(0.0f);
     }
-    const uint8_t* q = w->q + w->q_group * size_t(group);
-    for (int k = 0; k < w->cols; ++k, q += group_rows * L::bytes) {
+    const uint8_t* q = w->q_of(group, group_rows * L::bytes);
+    for (int k = 0; k < w->cols; ++k, q += panel_groups * group_rows * L::bytes) {
         MIXKV_UNROLL
         for (int g = 0; g < G; ++g) {
-            const F16 wk = L::load(q + w->q_group * size_t(g));
+            const F16 wk = L::load(q + group_rows * L::bytes * g);
             MIXKV_UNROLL
             for (int i = 0; i < M; ++i) acc[i][g] = fma16(set16(row[i][k]), wk, acc[i][g]);
         }
@@ -47,12 +47,9 @@ static void tile(const Packed* w, const float* x, int64_t ldx, int group, int t0
 template <class L>
 static void matmul_float(const Packed* w, const float* x, int64_t ldx, int g0, int g1, int t0, int t1,
                          const Out* out) {
-    if (t1 - t0 == 1) {
-        int g = g0;
-        for (; g + 4 <= g1; g += 4) tile<L, 1, 4>(w, x, ldx, g, t0, t0, t1, out);
-        for (; g < g1; ++g) tile<L, 1, 1>(w, x, ldx, g, t0, t0, t1, out);
-        return;
-    }
+    if (t1 - t0 == 1 && g0 % panel_groups == 0)
+        for (; g0 + panel_groups <= g1 || (g0 < g1 && g1 * group_rows >= w->rows); g0 += panel_groups)
+            tile<L, 1, panel_groups>(w, x, ldx, g0, t0, t0, t1, out);
     for (int g = g0; g < g1; ++g)
         for (int t = t0; t < t1;) {
             if (t1 - t <= 2) {
@@ -80,7 +77,7 @@ template <class F>
 static void decode_block(const uint8_t* q, const uint8_t* s, int b, float* out) {
     F16 d[F::subs], m[F::subs];
     F::scales(s, b, d, m);
-    q += size_t(b) * F::block_bytes;
+    q += size_t(b) * F::block_step;
     decode_quad<F, 0>(q, d, m, out);
     decode_quad<F, 1>(q, d, m, out);
     decode_quad<F, 2>(q, d, m, out);
@@ -102,8 +99,8 @@ static void tile_exact(const Packed* w, const float* x, int64_t ldx, int group, 
         row[i] = x + ldx * ((t + i < t1 ? t + i : t1 - 1) - t0);
         acc[i] = set16(0.0f);
     }
-    const uint8_t* q = w->q + w->q_group * size_t(group);
-    const uint8_t* s = w->s + w->s_group * size_t(group);
+    const uint8_t* q = w->q_of(group, F::block_bytes);
+    const uint8_t* s = w->s_of(group, F::unit_bytes);
     for (int b = 0; b < w->cols / block_cols; ++b) {
         decode_block<F>(q, s, b, wf);
         for (int k = 0; k < block_cols; ++k) {

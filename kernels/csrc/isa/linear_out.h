@@ -13,7 +13,7 @@ MIXKV_INLINE void put(const Out* out, int rows, int group, int t, F16 acc) {
         if (out->bias) acc = add(acc, load16(out->bias + row));
         if (out->residual) acc = add(acc, load16(out->residual + t * out->ldr + row));
         store16(y, acc);
-    } else {
+    } else if (left > 0) {  // the groups that pad the last panel have nothing to write
         if (out->bias) acc = add(acc, load16_n(out->bias + row, left));
         if (out->residual) acc = add(acc, load16_n(out->residual + t * out->ldr + row, left));
         store16_n(y, acc, left);

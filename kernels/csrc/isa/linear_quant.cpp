@@ -19,77 +19,85 @@ namespace mixkv::MIXKV_ISA {
 // Weights are read once, in order; this far ahead of use (bytes) they are fetched into L1.
 constexpr int prefetch_ahead = 2048;
 
-template <class F, int M>
-struct Dots {
-    I16 v[M][F::subs];
-};
-
 // The sums of the activations' codes that dot_init wants, for half h (or the whole block where there is one scale).
 template <class F>
 MIXKV_INLINE int32_t code_sum(const int32_t* sum, int width, int h) {
     return F::subs == 2 ? sum[h * width] : sum[0] + sum[width];
 }
 
-template <class F, int M, int j>
-MIXKV_INLINE void add_quad(Dots<F, M>& dots, const uint8_t* q, const int8_t* x) {
-    const B64 w = F::template quad<j>(q);
+// M tokens x G groups of one panel: the operands of one block.
+template <class F, int M, int G, int j>
+MIXKV_INLINE void add_quad(I16 (&dots)[M][G][F::subs], const uint8_t* q, const int8_t* x) {
     constexpr int h = F::subs == 2 ? j / 4 : 0;
     MIXKV_UNROLL
-    for (int t = 0; t < M; ++t) dots.v[t][h] = dot<F::zero>(dots.v[t][h], w, x + 32 * t + 4 * j);
+    for (int g = 0; g < G; ++g) {
+        const B64 w = F::template quad<j>(q + F::block_bytes * g);
+        MIXKV_UNROLL
+        for (int t = 0; t < M; ++t) dots[t][g][h] = dot<F::zero>(dots[t][g][h], w, x + 32 * t + 4 * j);
+    }
 }
 
-template <class F, int M>
-MIXKV_INLINE Dots<F, M> block_dots(const uint8_t* q, const int8_t* x, const int32_t* sum, int width) {
-    Dots<F, M> dots;
+template <class F, int M, int G>
+MIXKV_INLINE void block_dots(I16 (&dots)[M][G][F::subs], const uint8_t* q, const int8_t* x,
+                             const int32_t* sum, int width) {
     MIXKV_UNROLL
     for (int t = 0; t < M; ++t)
         MIXKV_UNROLL
-        for (int h = 0; h < F::subs; ++h) dots.v[t][h] = dot_init<F::zero>(code_sum<F>(sum + t, width, h));
-    add_quad<F, M, 0>(dots, q, x);
-    add_quad<F, M, 1>(dots, q, x);
-    add_quad<F, M, 2>(dots, q, x);
-    add_quad<F, M, 3>(dots, q, x);
-    add_quad<F, M, 4>(dots, q, x);
-    add_quad<F, M, 5>(dots, q, x);
-    add_quad<F, M, 6>(dots, q, x);
-    add_quad<F, M, 7>(dots, q, x);
-    return dots;
+        for (int h = 0; h < F::subs; ++h) {
+            const I16 start = dot_init<F::zero>(code_sum<F>(sum + t, width, h));
+            MIXKV_UNROLL
+            for (int g = 0; g < G; ++g) dots[t][g][h] = start;
+        }
+    add_quad<F, M, G, 0>(dots, q, x);
+    add_quad<F, M, G, 1>(dots, q, x);
+    add_quad<F, M, G, 2>(dots, q, x);
+    add_quad<F, M, G, 3>(dots, q, x);
+    add_quad<F, M, G, 4>(dots, q, x);
+    add_quad<F, M, G, 5>(dots, q, x);
+    add_quad<F, M, G, 6>(dots, q, x);
+    add_quad<F, M, G, 7>(dots, q, x);
 }
 
-// M tokens, from row t0 of the activations (inside one of their tiles), times one group.
-template <class F, int M>
+// M tokens, from row t0 of the activations (inside one of their tiles), times G groups of one panel from `group` on.
+template <class F, int M, int G>
 static void tile(const Packed* w, const QuantX* x, int group, int t0, int t1, const Out* out) {
     const int nb = x->blocks, width = x->width;
-    const size_t first = size_t(t0 / width) * nb * width + t0 % width;
-    const int8_t* xq = x->q + 32 * first;
-    const float* xd = x->d + first;
-    const int32_t* xs = x->sum + 2 * (size_t(t0 / width) * nb * width) + t0 % width;
-    const uint8_t* q = w->q + w->q_group * size_t(group);
-    const uint8_t* s = w->s + w->s_group * size_t(group);
-    F16 acc[M];
+    const size_t start = size_t(t0 / width) * size_t(nb) * size_t(width), row = size_t(t0 % width);
+    const int8_t* xq = x->q + 32 * (start + row);
+    const float* xd = x->d + start + row;
+    const int32_t* xs = x->sum + 2 * start + row;
+    const uint8_t* q = w->q_of(group, F::block_bytes);
+    const uint8_t* s = w->s_of(group, F::unit_bytes);
+    F16 acc[M][G];
     MIXKV_UNROLL
-    for (int t = 0; t < M; ++t) acc[t] = set16(0.0f);
+    for (int t = 0; t < M; ++t)
+        MIXKV_UNROLL
+        for (int g = 0; g < G; ++g) acc[t][g] = set16(0.0f);
     for (int b = 0; b < nb; ++b) {
         MIXKV_UNROLL
-        for (int i = 0; i < F::block_bytes; i += 64) __builtin_prefetch(q + prefetch_ahead + i);
-        const Dots<F, M> dots = block_dots<F, M>(q, xq, xs, width);
-        F16 d[F::subs], m[F::subs];
-        F::scales(s, b, d, m);
+        for (int i = 0; i < G * F::block_bytes; i += 64) __builtin_prefetch(q + prefetch_ahead + i);
+        I16 dots[M][G][F::subs];
+        block_dots<F, M, G>(dots, q, xq, xs, width);
         MIXKV_UNROLL
-        for (int t = 0; t < M; ++t)
+        for (int g = 0; g < G; ++g) {
+            F16 d[F::subs], m[F::subs];
+            F::scales(s + F::unit_bytes * g, b, d, m);
             MIXKV_UNROLL
-            for (int h = 0; h < F::subs; ++h) {
-                acc[t] = fma16(to_float(dots.v[t][h]), mul(d[h], set16(xd[t])), acc[t]);
-                if (F::has_min) acc[t] = fma16(m[h], set16(xd[t] * float(code_sum<F>(xs + t, width, h))), acc[t]);
-            }
-        q += F::block_bytes;
+            for (int t = 0; t < M; ++t)
+                MIXKV_UNROLL
+                for (int h = 0; h < F::subs; ++h) {
+                    acc[t][g] = fma16(to_float(dots[t][g][h]), mul(d[h], set16(xd[t])), acc[t][g]);
+                    if constexpr (F::has_min)
+                        acc[t][g] = fma16(m[h], set16(xd[t] * float(code_sum<F>(xs + t, width, h))), acc[t][g]);
+                }
+        }
+        q += F::block_step;
         xq += 32 * width;
         xd += width;
         xs += 2 * width;
     }
-    MIXKV_UNROLL
-    for (int t = 0; t < M; ++t)
-        if (t0 + t < t1) put(out, w->rows, group, t0 + t, acc[t]);
+    for (int t = 0; t < M && t0 + t < t1; ++t)
+        for (int g = 0; g < G; ++g) put(out, w->rows, group + g, t0 + t, acc[t][g]);
 }
 
 // The widest tile: what the registers hold, and what each tier's share of compile time is worth.
@@ -101,17 +109,20 @@ constexpr int widest = 4;
 
 template <class F>
 static void tiles(const Packed* w, const QuantX* x, int g0, int g1, int t0, int t1, const Out* out) {
+    if (t1 - t0 == 1 && g0 % panel_groups == 0)  // one token: the groups of a panel share its operands
+        for (; g0 + panel_groups <= g1 || (g0 < g1 && g1 * group_rows >= w->rows); g0 += panel_groups)
+            tile<F, 1, panel_groups>(w, x, g0, t0, t1, out);
     for (int g = g0; g < g1; ++g)
         for (int t = t0; t < t1;) {
             const int left = t1 - t;
             if (left == 1) {
-                tile<F, 1>(w, x, g, t, t1, out), t += 1;
+                tile<F, 1, 1>(w, x, g, t, t1, out), t += 1;
             } else if (widest == 8 && left == 2) {
-                if constexpr (widest == 8) tile<F, 2>(w, x, g, t, t1, out), t += 2;
+                if constexpr (widest == 8) tile<F, 2, 1>(w, x, g, t, t1, out), t += 2;
             } else if (left <= 4 || widest == 4) {
-                tile<F, 4>(w, x, g, t, t1, out), t += 4;
+                tile<F, 4, 1>(w, x, g, t, t1, out), t += 4;
             } else {
-                if constexpr (widest == 8) tile<F, 8>(w, x, g, t, t1, out), t += 8;
+                if constexpr (widest == 8) tile<F, 8, 1>(w, x, g, t, t1, out), t += 8;
             }
         }
 }
@@ -131,11 +142,12 @@ static void idots(const Packed* w, const QuantX* x, int g, int32_t* out) {
         for (int b = 0; b < x->blocks; ++b) {
             const size_t tile_start = size_t(t / x->width) * x->blocks * x->width, row = t % x->width;
             const size_t at = tile_start + size_t(b) * x->width;
-            const Dots<F, 1> dots = block_dots<F, 1>(w->q + w->q_group * size_t(g) + size_t(b) * F::block_bytes,
-                                                     x->q + 32 * (at + row), x->sum + 2 * at + row, x->width);
+            I16 dots[1][1][F::subs];
+            block_dots<F, 1, 1>(dots, w->q_of(g, F::block_bytes) + size_t(b) * F::block_step,
+                                x->q + 32 * (at + row), x->sum + 2 * at + row, x->width);
             for (int h = 0; h < 2; ++h, out += 16) {
                 if (h < F::subs)
-                    store_i32(out, dots.v[0][h]);
+                    store_i32(out, dots[0][0][h]);
                 else
                     memset(out, 0, 64);
             }
