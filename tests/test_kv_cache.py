@@ -149,6 +149,13 @@ def test_a_window_longer_than_the_text_is_a_plain_fp16_cache(model: Llama, ids: 
     assert nmse(logits_of(model, ids, **wide, rotate="on"), plain) <= 1e-5
 
 
+def test_a_window_as_wide_as_the_context_is_a_plain_fp16_cache_bit_for_bit(model: Llama, ids: list[int]) -> None:
+    """Nothing can ever turn cold, so there is nothing to rotate for and no sink to keep apart."""
+    plain = logits_of(model, ids, (40, 41), n_ctx=N)
+    mixed = logits_of(model, ids, (40, 41), n_ctx=N, mixed_kv_cache=True, hot_window=N)
+    np.testing.assert_array_equal(mixed, plain)
+
+
 def test_rotation_changes_float_caches_by_rounding_only(model: Llama, ids: list[int], exact: F32) -> None:
     """Rotated keys, queries and outputs must use one matrix; f32 shows it to seven digits, f16 to three."""
     assert nmse(logits_of(model, ids, type_k="f32", type_v="f32", rotate="on"), exact) <= 1e-9
