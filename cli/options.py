@@ -75,6 +75,9 @@ class CacheFlags:
     rotate: str | None = flag(
         "--kv-rotate", panel=CACHE, metavar="auto|on|off", default="auto: for 4 bits", help="Rotate before quantization"
     )
+    q4_scale: str | None = flag(
+        "--kv-scale", panel=CACHE, metavar="plain|unbiased", default="unbiased", help="Scales of q4_0; plain: as GGML"
+    )
     preset: str | None = flag(
         "--preset", panel=CACHE, metavar="NAME",
         help="Cache and sampling: default, llama-cpp, long-context, low-memory or a .toml file; flags win over it",

@@ -27,6 +27,8 @@ from mixkv.engine.sampling import SamplingParams
 from mixkv.kernels.errors import ConfigError
 
 OFF = ("off", "0", "false", "disabled")
+OF_ONE_KIND = ("type_k", "type_v", "rotate", "q4_scale")
+"""Settings of a preset that were meant for its own kind of cache, mixed or uniform."""
 
 
 def cache_config(flags: CacheFlags) -> KVCacheConfig:
@@ -34,8 +36,8 @@ def cache_config(flags: CacheFlags) -> KVCacheConfig:
     given = _given(flags)
     settings = dict(_preset(given.pop("preset", None)).cache)
     mixed = given.get("mixed_kv_cache", settings.get("mixed_kv_cache", False))
-    if mixed != settings.get("mixed_kv_cache", mixed):  # the preset's types were meant for the other kind of cache
-        settings = {name: value for name, value in settings.items() if name not in ("type_k", "type_v", "rotate")}
+    if mixed != settings.get("mixed_kv_cache", mixed):
+        settings = {name: value for name, value in settings.items() if name not in OF_ONE_KIND}
     if not mixed:
         for name, spelled in (("hot_window", "--hot-window"), ("sink_tokens", "--sink-tokens")):
             if name in given:

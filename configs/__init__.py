@@ -17,7 +17,10 @@ from typing import Any
 from mixkv.kernels.errors import ConfigError
 
 TABLES: dict[str, tuple[str, ...]] = {
-    "cache": ("mixed_kv_cache", "hot_window", "sink_tokens", "type_k", "type_v", "rotate", "rollback_reserve"),
+    "cache": (
+        *("mixed_kv_cache", "hot_window", "sink_tokens", "type_k", "type_v", "rotate", "q4_scale"),
+        "rollback_reserve",
+    ),
     "sampling": (
         *("max_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "min_keep"),
         *("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from mixkv.kernels import LayerFormat, cache_type
 from mixkv.kernels.errors import ConfigError
+from mixkv.kernels.formats import check_q4_scale
 
 ROTATE = ("auto", "on", "off")
 ROTATE_BELOW_BITS = 5.5
@@ -23,8 +24,10 @@ class KVCacheConfig:
     mixed_kv_cache: recent tokens exact, old ones in the cold types; off: one uniform type (llama-cli's meaning).
     hot_window: newest tokens kept in FP16 (at least so many, at most 15 more). sink_tokens: first tokens kept in FP16.
     type_k, type_v: f32, f16, q8_0 or q4_0; None is q4_0 for the mixed cache and f16 without it. rotate: Hadamard
-    rotation, auto = on for quantized types of 5 bits and fewer. rollback_reserve: newest tokens that `truncate` can
-    take back exactly, whatever the window. per_layer: {layer: {type_k, type_v, rotate}} where layers differ.
+    rotation, auto = on for quantized types of 5 bits and fewer. q4_scale: what Q4_0 rows take as a block's scale,
+    unbiased (products keep their size) or plain (GGML's own, the largest value / -8). rollback_reserve: newest tokens
+    that `truncate` can take back exactly, whatever the window. per_layer: {layer: {type_k, type_v, rotate}} where
+    layers differ.
     """
 
     mixed_kv_cache: bool = False
@@ -33,6 +36,7 @@ class KVCacheConfig:
     type_k: str | None = None
     type_v: str | None = None
     rotate: str = "auto"
+    q4_scale: str = "unbiased"
     rollback_reserve: int = 0
     per_layer: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
@@ -44,6 +48,7 @@ class KVCacheConfig:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 31:
                 raise ConfigError(f"{name} {value!r} must be a number of tokens, 0 or more")
         _check_layer(self.type_k, self.type_v, self.rotate)
+        check_q4_scale(self.q4_scale)
         for layer, settings in self.per_layer.items():
             if not isinstance(layer, int) or layer < 0:
                 raise ConfigError(f"per_layer key {layer!r} must be a layer number")
@@ -112,4 +117,5 @@ def _layer_format(config: KVCacheConfig, override: Mapping[str, str]) -> LayerFo
     def hot(kind: str) -> str:
         return "f32" if kind == "f32" else "f16"
 
-    return LayerFormat(type_k, type_v, hot(type_k), hot(type_v), rotated(type_k), rotated(type_v))
+    q4_scale = config.q4_scale if "q4_0" in (type_k, type_v) else "plain"  # equal caches have equal formats
+    return LayerFormat(type_k, type_v, hot(type_k), hot(type_v), rotated(type_k), rotated(type_v), q4_scale)

@@ -43,13 +43,14 @@ class _Side:
         hot: str,
         cold: str,
         rotate: bool,
+        q4_scale: str,
         heads: int,
         head_dim: int,
         sinks: int,
         hot_tiles: int,
         cold_rows: int,
     ) -> None:
-        self.hot, self.cold, self.rotate, self.head_dim = hot, cold, rotate, head_dim
+        self.hot, self.cold, self.rotate, self.q4_scale, self.head_dim = hot, cold, rotate, q4_scale, head_dim
         dtype = np.float32 if hot == "f32" else np.float16
         self.sink_rows = np.zeros((sinks, heads, head_dim), dtype)
         self.ring = np.zeros((hot_tiles * TILE, heads, head_dim), dtype)
@@ -79,8 +80,8 @@ class KVStore:
         cold_rows = -(-max(0, n_ctx - sink_tokens) // TILE) * TILE
         self._layers = [
             (
-                _Side(f.hot_k, f.type_k, f.rotate_k, n_kv_heads, head_dim_k, sinks, hot_tiles, cold_rows),
-                _Side(f.hot_v, f.type_v, f.rotate_v, n_kv_heads, head_dim_v, sinks, hot_tiles, cold_rows),
+                _Side(f.hot_k, f.type_k, f.rotate_k, f.q4_scale, n_kv_heads, head_dim_k, sinks, hot_tiles, cold_rows),
+                _Side(f.hot_v, f.type_v, f.rotate_v, f.q4_scale, n_kv_heads, head_dim_v, sinks, hot_tiles, cold_rows),
             )
             for f in layers
         ]
@@ -104,7 +105,7 @@ class KVStore:
             return
         at = self._ring_index(start, stop)
         for side in self._layers[layer]:
-            rows = encode(side.ring[at].astype(np.float32), side.cold)
+            rows = encode(side.ring[at].astype(np.float32), side.cold, side.q4_scale)
             side.cold_rows[start - self._sinks : stop - self._sinks] = rows
 
     def rehydrate(self, layer: int, start: int, stop: int) -> None:

@@ -129,6 +129,7 @@ def test_flags_win_over_the_preset_and_the_preset_over_the_defaults() -> None:
     assert settings.cache_config(CacheFlags()) == KVCacheConfig()
     assert settings.cache_config(CacheFlags(mixed_kv_cache=True, rotate="off")) == KVCacheConfig(True, rotate="off")
     assert settings.cache_config(CacheFlags(type_k="q8_0")) == KVCacheConfig(type_k="q8_0")
+    assert settings.cache_config(CacheFlags(q4_scale="plain")) == KVCacheConfig(q4_scale="plain")
 
 
 def test_types_of_a_preset_are_not_carried_over_to_the_other_kind_of_cache() -> None:
@@ -136,7 +137,7 @@ def test_types_of_a_preset_are_not_carried_over_to_the_other_kind_of_cache() -> 
     plain = settings.cache_config(CacheFlags(preset="default", mixed_kv_cache=False))
     assert (plain.mixed_kv_cache, plain.type_k, plain.type_v) == (False, None, None)
     mixed = settings.cache_config(CacheFlags(preset="llama-cpp", mixed_kv_cache=True))
-    assert (mixed.mixed_kv_cache, mixed.type_k, mixed.type_v) == (True, None, None)
+    assert mixed == KVCacheConfig(mixed_kv_cache=True)
 
 
 def test_sampling_flags_become_sampling_params(tmp_path: Path) -> None:

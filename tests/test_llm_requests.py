@@ -53,6 +53,7 @@ LOADS: dict[str, tuple[dict[str, Any], str]] = {
     "window-float": ({"hot_window": 12.5}, "hot_window 12.5"),
     "sinks": ({"sink_tokens": -3}, "sink_tokens -3"),
     "rotate": ({"rotate": "yes"}, "rotate 'yes'"),
+    "scale": ({"q4_scale": "best"}, "q4_scale 'best'"),
     "mixed": ({"mixed_kv_cache": 1}, "mixed_kv_cache 1"),
     "layer": ({"per_layer": {7: {"type_k": "f16"}}}, "layer 7"),
     "layer-setting": ({"per_layer": {0: {"typ": "f16"}}}, "'typ'"),

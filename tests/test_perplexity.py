@@ -181,6 +181,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.
         ("mixed:hot=many", "'many'"),
         ("mixed:k=q5_0", "'q5_0'"),
         ("mixed:rotate=maybe", "'maybe'"),
+        ("mixed:scale=best", "'best'"),
         ("q4_0:hot=64", "mixed:hot=64"),
     ],
 )
@@ -189,8 +190,10 @@ def test_bad_lists_of_caches(kv: str, word: str) -> None:
 
 
 def test_lists_of_caches() -> None:
-    found = parse_variants("f16, q4_0:rotate=off,mixed:hot=64,sink=4,k=q8_0,v=q4_0,rotate=on,mixed,mixed,q8_0:v=q4_0")
-    names = ["f16", "q4_0:rotate=off", "mixed:hot=64,sink=4,k=q8_0,v=q4_0,rotate=on", "mixed", "q8_0:v=q4_0"]
+    found = parse_variants(
+        "f16, q4_0:rotate=off,mixed:hot=64,sink=4,k=q8_0,v=q4_0,rotate=on,mixed,mixed,q8_0:scale=plain"
+    )
+    names = ["f16", "q4_0:rotate=off", "mixed:hot=64,sink=4,k=q8_0,v=q4_0,rotate=on", "mixed", "q8_0:scale=plain"]
     assert [v.name for v in found] == names
     assert found[0].is_base and not any(v.is_base for v in found[1:])
     assert found[1].config == mixkv.KVCacheConfig(type_k="q4_0", type_v="q4_0", rotate="off")
@@ -198,7 +201,7 @@ def test_lists_of_caches() -> None:
         mixed_kv_cache=True, hot_window=64, sink_tokens=4, type_k="q8_0", type_v="q4_0", rotate="on"
     )
     assert found[3].config == mixkv.KVCacheConfig(mixed_kv_cache=True)
-    assert (found[4].config.type_k, found[4].config.type_v) == ("q8_0", "q4_0")
+    assert (found[4].config.type_k, found[4].config.q4_scale) == ("q8_0", "plain")
 
 
 def test_a_window_too_short_to_score(llm: LLM, text: Path) -> None:

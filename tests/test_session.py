@@ -129,6 +129,7 @@ class TestMismatch:
             (MIXED | {"hot_window": 64}, "hot_window = 32, and this cache has 64"),
             (MIXED | {"sink_tokens": 4}, "sink_tokens = 16, and this cache has 4"),
             (MIXED | {"type_k": "q8_0"}, "layer 0 = .*q4_0.* and this cache has .*q8_0"),
+            (MIXED | {"q4_scale": "plain"}, "layer 0 = .*q4_scale='unbiased'.* and this cache has .*q4_scale='plain'"),
             (MIXED | {"rotate": "off"}, "layer 0 = .*rotate_k=True.* and this cache has .*rotate_k=False"),
             ({}, "hot_window = 32, and this cache has None"),
         ],

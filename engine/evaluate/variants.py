@@ -30,6 +30,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "k": ("type_k", str),
     "v": ("type_v", str),
     "rotate": ("rotate", str),
+    "scale": ("q4_scale", str),
 }
 
 

@@ -45,6 +45,10 @@ void construct(KVStore* self, nb::sequence layers, int n_kv_heads, int head_dim_
         auto type = [&](const char* name) { return cache_type(nb::cast<std::string>(l.attr(name))); };
         LayerFormat f{type("type_k"), type("type_v"), type("hot_k"), type("hot_v"), nb::cast<bool>(l.attr("rotate_k")),
                       nb::cast<bool>(l.attr("rotate_v"))};
+        const auto scale = nb::cast<std::string>(l.attr("q4_scale"));
+        if (scale != "plain" && scale != "unbiased")
+            throw ConfigError("q4_scale '" + scale + "' must be one of plain, unbiased");
+        f.q4_unbiased = scale == "unbiased";
         if (!is_float_type(f.hot_k) || !is_float_type(f.hot_v)) throw ConfigError("hot cache types are f16 or f32");
         formats.push_back(f);
     }

@@ -1,5 +1,7 @@
-// Rows in and out of tiles: byte moves only, no arithmetic on values. Layouts: kv_format.h.
+// Rows in and out of tiles: byte moves only, no arithmetic on values but for Q4_0's scales. Layouts: kv_format.h.
 #include "kv_format.h"
+
+#include <math.h>
 
 namespace mixkv {
 namespace {
@@ -78,7 +80,30 @@ void get_block(CacheType type, Side side, uint8_t* tile, int b, int lane, uint8_
     }
 }
 
+// The sum of a block by halving, 16 + 16, 8 + 8 ...: the order of the NumPy twin. Overwrites the block.
+float halving_sum(float* x) {
+    for (int half = block_dims / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    return x[0];
+}
+
 }  // namespace
+
+void unbias_q4_0(const float* row, int head_dim, uint8_t* bytes) {
+    for (int b = 0; b < n_blocks(head_dim); ++b, row += block_dims, bytes += 18) {
+        float squares[block_dims], along[block_dims];
+        for (int i = 0; i < block_dims / 2; ++i) {
+            along[i] = row[i] * float((bytes[2 + i] & 15) - 8);
+            along[i + 16] = row[i + 16] * float((bytes[2 + i] >> 4) - 8);
+        }
+        for (int i = 0; i < block_dims; ++i) squares[i] = row[i] * row[i];
+        const float above = halving_sum(squares), below = halving_sum(along);
+        const float d = below == 0.0f ? 0.0f : above / below;
+        if (!(fabsf(d) < 65520.0f)) continue;  // no finite FP16 number: the plain scale stays
+        const uint16_t half = float_to_half(d);
+        memcpy(bytes, &half, 2);
+    }
+}
 
 void put_row(CacheType type, Side side, int head_dim, uint8_t* tile, int lane, const uint8_t* row) {
     if (is_float_type(type)) {

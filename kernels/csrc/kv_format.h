@@ -96,6 +96,9 @@ static inline uint16_t float_to_half(float x) {
     return uint16_t(sign | rounded >> 13);
 }
 
+// Gives the Q4_0 row `bytes` the unbiased scales for its values, row (zero-padded to 32 dims); see kernels/formats.py.
+void unbias_q4_0(const float* row, int head_dim, uint8_t* bytes);
+
 // One row's GGML bytes into lane `lane` of a tile, and back.
 void put_row(CacheType type, Side side, int head_dim, uint8_t* tile, int lane, const uint8_t* row);
 void get_row(CacheType type, Side side, int head_dim, const uint8_t* tile, int lane, uint8_t* row);

@@ -157,6 +157,7 @@ void KVStore::convert(int layer, int64_t start, int64_t stop, bool to_cold) {
                 get_row(from, side, dim, to_cold ? hot : cold, lane, row.bytes);
                 ops.decode_row(from, row.bytes, dim, row.values);
                 ops.encode_row(to, row.values, dim, row.bytes);
+                if (to == cache_q4_0 && l.format.q4_unbiased) unbias_q4_0(row.values, dim, row.bytes);
                 put_row(to, side, dim, to_cold ? cold : hot, lane, row.bytes);
             }
         }

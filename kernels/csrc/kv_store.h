@@ -42,6 +42,7 @@ private:
 struct LayerFormat {
     CacheType type_k, type_v, hot_k, hot_v;
     bool rotate_k, rotate_v;
+    bool q4_unbiased = false;  // the rule for Q4_0's scales
     CacheType cold(Side side) const { return side == side_k ? type_k : type_v; }
     CacheType hot(Side side) const { return side == side_k ? hot_k : hot_v; }
 };
