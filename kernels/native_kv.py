@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
+
 from mixkv.kernels._native import KVStore, attend_segment_rows, poison_scratch
 from mixkv.kernels.formats import QuantizedRows
 from mixkv.kernels.reference_attention import Rows
 from mixkv.kernels.state import F32
-from numpy.typing import NDArray
 
 __all__ = ["KVStore", "attend_segment", "poison_scratch"]
 
 
 def _as_bytes(rows: Rows) -> tuple[NDArray[np.uint8], str]:
-    """Rows as (n_keys, n_kv_heads, row_bytes) uint8 and the name of their cache type; no copy where they are contiguous."""
+    """Rows as (n_keys, n_kv_heads, row_bytes) uint8 and their cache type; no copy where they are contiguous."""
     if isinstance(rows, QuantizedRows):
         return np.ascontiguousarray(rows.data), rows.kind
     kind = "f16" if rows.dtype == np.float16 else "f32"

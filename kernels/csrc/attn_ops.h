@@ -76,6 +76,8 @@ struct AttnOps {
     void (*leave)();
     // x[r][0..16) = q_r . k_t for rows r0..r1 of the block
     void (*qk[n_cache_types])(const QueryRows& q, int r0, int r1, const uint8_t* tile, float* x);
+    // where not null: the same for all rows and the four tiles of a block at once
+    void (*qk_block[n_cache_types])(const QueryRows& q, const uint8_t* const* tiles, float* x);
     void (*softmax)(const SoftmaxArgs& args);
     // acc[r] += sum over t in t0..t1 of x[r][t] v_t, t rising
     void (*pv[n_cache_types])(const float* x, int r0, int r1, const uint8_t* tile, int head_dim, int t0, int t1,

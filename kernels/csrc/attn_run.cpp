@@ -234,6 +234,13 @@ bool Attention::plan_block(const QueryRange& r, int64_t base, int64_t limit, Blo
 }
 
 void Attention::add_scores(const QueryRange& r, const QueryRows& q, int64_t base, const BlockScratch& b) const {
+    const auto whole = ops_.qk_block[p_.format.type_k];
+    if (whole && b.alike && base >= p_.sink_tokens && base < hot_from(r.first)) {
+        const uint8_t* tiles[tiles_per_block];
+        for (int t = 0; t < tiles_per_block; ++t) tiles[t] = tile_at(side_k, base + t * tile_tokens, r.kv_head, false);
+        whole(q, tiles, b.x);
+        return;
+    }
     for (int t = 0; t < tiles_per_block; ++t) {
         const int n_runs = plan_tile(r, b, base, t);
         for (const Run* run = b.runs; run < b.runs + n_runs; ++run) {

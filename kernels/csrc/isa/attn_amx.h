@@ -43,65 +43,94 @@ static void leave() { _tile_release(); }
 static inline void expand_k(const uint8_t* codes, int8_t* out) {
     const __m512i high = _mm512_set1_epi8(char(0xf0)), flip = _mm512_set1_epi8(char(0x80));
     const __m512i eight = _mm512_set1_epi8(8), low = _mm512_set1_epi8(15);
+    constexpr int and_xor = 0x6a;  // (a & b) ^ c
     for (int j = 0; j < 4; ++j) {
+        ask_ahead(codes + j * 64);
         const __m512i two = _mm512_loadu_si512(codes + j * 64);
-        const __m512i first = _mm512_slli_epi16(two, 4), second = two;  // the code wanted is the upper nibble
-        _mm512_store_si512(out + j * 64, _mm512_xor_si512(_mm512_and_si512(first, high), flip));
-        _mm512_store_si512(out + (j + 4) * 64, _mm512_xor_si512(_mm512_and_si512(second, high), flip));
+        const __m512i left = _mm512_slli_epi16(two, 4), right = _mm512_srli_epi16(two, 4);
+        _mm512_store_si512(out + j * 64, _mm512_ternarylogic_epi64(left, high, flip, and_xor));
+        _mm512_store_si512(out + (j + 4) * 64, _mm512_ternarylogic_epi64(two, high, flip, and_xor));
         _mm512_store_si512(out + (j + 8) * 64, _mm512_sub_epi8(_mm512_and_si512(two, low), eight));
-        _mm512_store_si512(out + (j + 12) * 64,
-                           _mm512_sub_epi8(_mm512_and_si512(_mm512_srli_epi16(two, 4), low), eight));
+        _mm512_store_si512(out + (j + 12) * 64, _mm512_sub_epi8(_mm512_and_si512(right, low), eight));
     }
 }
 
-// Two blocks of dims (or one, with `both` false) of 16 rows, added to the scores. Sums of all row tiles are stored
-// before any is read back: the unit works ahead while the vectors convert.
-static void qk_two_blocks(const QueryRows& q, int r0, int n_tiles, int b, bool both, const uint8_t* tile, float* x) {
-    alignas(64) static thread_local int8_t keys[2][16 * 64];
-    alignas(64) static thread_local int32_t sums[4][2][16 * 16];
-    const auto* scales = reinterpret_cast<const uint16_t*>(tile + q.blocks * 256);
+struct alignas(64) KeyScratch {
+    int8_t keys[tiles_per_block][2][16 * 64];  // [tile][block of 32 dims]
+    int32_t sums[4][2][16 * 16];               // [product in flight][block of 32 dims]
+};
+
+// Products of one tile and 16 rows (or all, if they are fewer) over one or two blocks of dims. The tile's codes are in
+// registers 4 and 5.
+static inline void key_product(const QueryRows& q, int r0, int b, bool both, int32_t (*sums)[16 * 16]) {
     const size_t pitch = size_t(q.blocks) * 64;
-    expand_k(tile + b * 256, keys[0]);
-    written(keys);
-    _tile_loadd(4, keys[0], 64);
-    if (both) {
-        expand_k(tile + (b + 1) * 256, keys[1]);
-        written(keys);
-        _tile_loadd(5, keys[1], 64);
+    const int8_t* codes = q.codes + size_t(r0) * pitch + size_t(b) * 64;
+    _tile_zero(0);
+    _tile_loadd(2, codes, pitch);
+    _tile_dpbssd(0, 2, 4);
+    _tile_stored(0, sums[0], 64);
+    if (!both) return;
+    _tile_zero(1);
+    _tile_loadd(3, codes + 64, pitch);
+    _tile_dpbssd(1, 3, 5);
+    _tile_stored(1, sums[1], 64);
+}
+
+// scores += integer sums times the scales of the tile
+static inline void scale_products(const QueryRows& q, int rows, int b, bool both, const uint8_t* tile,
+                                  const int32_t (*sums)[16 * 16], float* x) {
+    const auto* scales = reinterpret_cast<const uint16_t*>(tile + q.blocks * 256) + b * tile_tokens;
+    ask_ahead(scales);
+    const V d0 = vload_half(scales), d1 = both ? vload_half(scales + tile_tokens) : d0;
+    for (int r = 0; r < rows; ++r, x += block_keys) {
+        V score = b == 0 ? vset(0.0f) : vload(x);
+        score = vfma(_mm512_cvtepi32_ps(_mm512_load_si512(sums[0] + r * 16)), d0, score);
+        if (both) score = vfma(_mm512_cvtepi32_ps(_mm512_load_si512(sums[1] + r * 16)), d1, score);
+        vstore(x, score);
     }
-    const V d0 = vload_half(scales + b * tile_tokens), d1 = both ? vload_half(scales + (b + 1) * tile_tokens) : vset(0.0f);
-    for (int start = 0; start < n_tiles; start += 4) {
-        const int stop = start + 4 < n_tiles ? start + 4 : n_tiles;
-        for (int i = start; i < stop; ++i) {
-            const int8_t* codes = q.codes + size_t(r0 + 16 * i) * pitch + size_t(b) * 64;
-            _tile_zero(0);
-            _tile_loadd(2, codes, pitch);
-            _tile_dpbssd(0, 2, 4);
-            _tile_stored(0, sums[i - start][0], 64);
-            if (!both) continue;
-            _tile_zero(1);
-            _tile_loadd(3, codes + 64, pitch);
-            _tile_dpbssd(1, 3, 5);
-            _tile_stored(1, sums[i - start][1], 64);
-        }
-        written(sums);
-        for (int i = start; i < stop; ++i)
-            for (int r = 0; r < 16; ++r) {
-                float* to = x + size_t(16 * i + r) * block_keys;
-                const V before = b == 0 ? vset(0.0f) : vload(to);
-                V score = vfma(_mm512_cvtepi32_ps(_mm512_load_si512(sums[i - start][0] + r * 16)), d0, before);
-                if (both) score = vfma(_mm512_cvtepi32_ps(_mm512_load_si512(sums[i - start][1] + r * 16)), d1, score);
-                vstore(to, score);
+}
+
+// Rows r0 .. r0 + 16 n_row_tiles times n_tiles tiles (x: the scores of row r0 and the first tile). Memory that the unit
+// or the vectors are to read from each other is written well before: keys of all tiles first, then four products, then
+// their scaling.
+static void key_products(const QueryRows& q, int r0, int n_row_tiles, const uint8_t* const* tiles, int n_tiles, float* x) {
+    static thread_local KeyScratch m;
+    const int rows = q.n_rows < 16 ? q.n_rows : 16, n = n_row_tiles * n_tiles;
+    for (int b = 0; b < q.blocks; b += 2) {
+        const bool both = b + 1 < q.blocks;
+        for (int t = 0; t < n_tiles; ++t)
+            for (int i = 0; i <= int(both); ++i) expand_k(tiles[t] + (b + i) * 256, m.keys[t][i]);
+        written(&m);
+        for (int start = 0; start < n; start += 4) {
+            const int stop = start + 4 < n ? start + 4 : n;
+            for (int i = start; i < stop; ++i) {
+                if (i == start || i % n_row_tiles == 0) {
+                    _tile_loadd(4, m.keys[i / n_row_tiles][0], 64);
+                    if (both) _tile_loadd(5, m.keys[i / n_row_tiles][1], 64);
+                }
+                key_product(q, r0 + i % n_row_tiles * 16, b, both, m.sums[i - start]);
             }
+            written(&m);
+            for (int i = start; i < stop; ++i) {
+                const int t = i / n_row_tiles, row = i % n_row_tiles * 16;
+                scale_products(q, rows, b, both, tiles[t], m.sums[i - start], x + row * block_keys + t * tile_tokens);
+            }
+        }
     }
 }
 
 static void qk_q4_matrix(const QueryRows& q, int r0, int r1, const uint8_t* tile, float* x) {
-    const int n_tiles = (r1 - r0) / 16;
-    if (n_tiles)
-        for (int b = 0; b < q.blocks; b += 2)
-            qk_two_blocks(q, r0, n_tiles, b, b + 1 < q.blocks, tile, x + size_t(r0) * block_keys);
-    if (r0 + 16 * n_tiles < r1) qk_int<cache_q4_0>(q, r0 + 16 * n_tiles, r1, tile, x);
+    const int n = (r1 - r0) / 16, rest = r0 + 16 * n;
+    if (n) key_products(q, r0, n, &tile, 1, x + size_t(r0) * block_keys);
+    if (rest < r1) qk_int<cache_q4_0>(q, rest, r1, tile, x);
+}
+
+static void qk_q4_block(const QueryRows& q, const uint8_t* const* tiles, float* x) {
+    if (q.n_rows > 2) {
+        key_products(q, 0, (q.n_rows + 15) / 16, tiles, tiles_per_block, x);
+    } else {
+        for (int t = 0; t < tiles_per_block; ++t) qk_int<cache_q4_0>(q, 0, q.n_rows, tiles[t], x + t * tile_tokens);
+    }
 }
 
 // Codes of 16 tokens and 32 dims as bf16 numbers - 8 .. 7: for each half of 16 dims, 8 rows (pairs of tokens) of 16 dims
@@ -114,6 +143,7 @@ static inline void expand_v(const uint32_t* words, uint16_t* first_half, uint16_
     const __m512i values = _mm512_load_si512(table);
     for (int half = 0; half < 2; ++half)
         for (int octet = 0; octet < 2; ++octet) {
+            ask_ahead(words + (half * 2 + octet) * 16);
             const __m512i w = _mm512_loadu_si512(words + (half * 2 + octet) * 16);
             uint16_t* to = (half ? second_half : first_half) + octet * 4 * 32;
             _mm512_store_si512(to, _mm512_permutexvar_epi16(w, values));
@@ -125,30 +155,52 @@ static inline void expand_v(const uint32_t* words, uint16_t* first_half, uint16_
 
 constexpr int amx_rows = 64;  // rows whose weights are laid out at a time
 
+// The scales of 32 dims of a block's values, [tile]; finite: none of them is infinite or NaN.
+struct ValueScales {
+    V d[tiles_per_block];
+    bool finite;
+};
+
 // Weights of one row for 32 dims: 64 keys in two groups of 32 bf16, zero where the row does not read the tile (and where
 // a key is hidden, even if the scale stored for it is not finite).
-static inline void bf16_weights(const float* x, const V* d, unsigned readers, bool finite, uint16_t* first, uint16_t* second) {
+static inline void bf16_weights(const float* x, const ValueScales& v, unsigned readers, uint16_t* first, uint16_t* second) {
     V p[tiles_per_block];
-    for (int t = 0; t < tiles_per_block; ++t) {
-        const V w = vload(x + 16 * t);
-        __mmask16 keep = readers >> t & 1 ? 0xffff : 0;
-        if (!finite) keep &= _mm512_cmp_ps_mask(w, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-        p[t] = _mm512_maskz_mul_ps(keep, w, d[t]);
-    }
+    for (int t = 0; t < tiles_per_block; ++t) p[t] = vmul(vload(x + 16 * t), v.d[t]);
+    if (readers != 15 || !v.finite)
+        for (int t = 0; t < tiles_per_block; ++t) {
+            const __mmask16 shown = _mm512_cmp_ps_mask(vload(x + 16 * t), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+            p[t] = _mm512_maskz_mov_ps(readers >> t & 1 ? shown : 0, p[t]);
+        }
     _mm512_store_si512(first, (__m512i)_mm512_cvtne2ps_pbh(p[1], p[0]));
     _mm512_store_si512(second, (__m512i)_mm512_cvtne2ps_pbh(p[3], p[2]));
 }
 
-// Rows start .. stop of the block times 32 dims of its values, which registers 4-7 hold ([group of 32 keys][16 dims]).
-static inline void matrix_rows(const ValueBlock& v, int start, int stop, int column, const V* d, bool finite) {
-    alignas(64) static thread_local uint16_t weights[2][amx_rows * 32];
-    for (int r = start; r < stop; ++r)
-        bf16_weights(v.x + size_t(r) * block_keys, d, v.readers[r / v.group], finite, weights[0] + (r - start) * 32,
-                     weights[1] + (r - start) * 32);
-    written(weights);
-    const size_t pitch = size_t(v.state.pitch) * 4;
+// The weights of rows start .. stop in the order of the unit.
+static inline void lay_out_weights(const ValueBlock& v, int start, int stop, const ValueScales& d, uint16_t* first,
+                                   uint16_t* second) {
+    const float* x = v.x + size_t(start) * block_keys;
+    int query = start / v.group, left = v.group - start % v.group;
+    for (int r = start; r < stop; ++r, x += block_keys, first += 32, second += 32) {
+        bf16_weights(x, d, v.readers[query], first, second);
+        if (--left == 0) ++query, left = v.group;
+    }
+}
+
+struct alignas(64) MatrixScratch {
+    uint16_t values[2][2][2][16 * 32];      // [block of 32 dims][group of 32 keys][half of the dims]
+    uint16_t weights[2][2][amx_rows * 32];  // [block of 32 dims][group of 32 keys]
+};
+
+// Rows start .. stop times one block of 32 dims, both laid out: acc += weights x values.
+static inline void matrix_rows(const StateRows& state, int start, int stop, int column, const uint16_t (*values)[2][16 * 32],
+                               const uint16_t (*weights)[amx_rows * 32]) {
+    const size_t pitch = size_t(state.pitch) * 4;
+    _tile_loadd(4, values[0][0], 64);
+    _tile_loadd(5, values[0][1], 64);
+    _tile_loadd(6, values[1][0], 64);
+    _tile_loadd(7, values[1][1], 64);
     for (int r = start; r < stop; r += 16) {
-        float* acc = v.state.acc + size_t(r) * v.state.pitch + column;
+        float* acc = state.acc + size_t(r) * state.pitch + column;
         _tile_loadd(2, weights[0] + (r - start) * 32, 64);
         _tile_loadd(3, weights[1] + (r - start) * 32, 64);
         _tile_loadd(0, acc, pitch);
@@ -160,34 +212,47 @@ static inline void matrix_rows(const ValueBlock& v, int start, int stop, int col
         _tile_stored(0, acc, pitch);
         _tile_stored(1, acc + 16, pitch);
     }
-    written(v.state.acc);
 }
 
-static void pv_q4_matrix(const ValueBlock& v) {
-    alignas(64) static thread_local uint16_t values[2][2][16 * 32];  // [group of 32 keys][half of 32 dims]
-    const int n_rows = v.n_queries * v.group;
-    for (int b = 0; b < n_blocks(v.head_dim); ++b) {
-        V d[tiles_per_block];
-        bool finite = true;
-        for (int t = 0; t < tiles_per_block; ++t) {
-            uint16_t *one = values[t / 2][0] + t % 2 * 8 * 32, *two = values[t / 2][1] + t % 2 * 8 * 32;
-            if (!v.tiles[t]) {
-                memset(one, 0, 8 * 64);
-                memset(two, 0, 8 * 64);
-                d[t] = vset(0.0f);
-                continue;
-            }
-            expand_v(reinterpret_cast<const uint32_t*>(v.tiles[t] + b * 256), one, two);
-            d[t] = vload_half(reinterpret_cast<const uint16_t*>(v.tiles[t] + tile_code_bytes(cache_q4_0, v.head_dim)) + b * 16);
-            finite &= !vany_nan(vsub(d[t], d[t]));
+// Block b of the values: codes as bf16, and the scales.
+static inline ValueScales expand_block(const ValueBlock& v, int b, uint16_t (*values)[2][16 * 32]) {
+    ValueScales scales;
+    scales.finite = true;
+    for (int t = 0; t < tiles_per_block; ++t) {
+        uint16_t *one = values[t / 2][0] + t % 2 * 8 * 32, *two = values[t / 2][1] + t % 2 * 8 * 32;
+        if (!v.tiles[t]) {
+            memset(one, 0, 8 * 64);
+            memset(two, 0, 8 * 64);
+            scales.d[t] = vset(0.0f);
+            continue;
         }
-        written(values);
-        _tile_loadd(4, values[0][0], 64);
-        _tile_loadd(5, values[0][1], 64);
-        _tile_loadd(6, values[1][0], 64);
-        _tile_loadd(7, values[1][1], 64);
-        for (int start = 0; start < n_rows; start += amx_rows)
-            matrix_rows(v, start, start + amx_rows < n_rows ? start + amx_rows : n_rows, b * block_dims, d, finite);
+        expand_v(reinterpret_cast<const uint32_t*>(v.tiles[t] + b * 256), one, two);
+        const uint8_t* plane = v.tiles[t] + tile_code_bytes(cache_q4_0, v.head_dim);
+        const V d = vload_half(reinterpret_cast<const uint16_t*>(plane) + b * 16);
+        scales.d[t] = d;
+        ask_ahead(plane);
+        scales.finite &= !vany_nan(vsub(d, d));
+    }
+    return scales;
+}
+
+// Two blocks of dims at a time: everything is laid out before the unit starts, since it cannot take from stores that are
+// still on their way to the cache.
+static void pv_q4_matrix(const ValueBlock& v) {
+    static thread_local MatrixScratch m;
+    const int n_rows = v.n_queries * v.group, blocks = n_blocks(v.head_dim);
+    for (int b = 0; b < blocks; b += 2) {
+        const int n = b + 1 < blocks ? 2 : 1;
+        ValueScales scales[2];
+        for (int i = 0; i < n; ++i) scales[i] = expand_block(v, b + i, m.values[i]);
+        for (int start = 0; start < n_rows; start += amx_rows) {
+            const int stop = start + amx_rows < n_rows ? start + amx_rows : n_rows;
+            for (int i = 0; i < n; ++i) lay_out_weights(v, start, stop, scales[i], m.weights[i][0], m.weights[i][1]);
+            written(&m);
+            for (int i = 0; i < n; ++i)
+                matrix_rows(v.state, start, stop, (b + i) * block_dims, m.values[i], m.weights[i]);
+            written(v.state.acc);
+        }
     }
 }
 

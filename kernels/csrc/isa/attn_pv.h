@@ -74,6 +74,7 @@ static void pv_f16(const float* x, int r0, int r1, const uint8_t* tile, int head
     for (int c = 0; c < cols; c += 32) {
         const bool both = c + 32 <= cols;
         for (int t = t0; t < t1; ++t) {
+            ask_ahead(v + t * cols + c);
             vstore(part + t * 32, vload_half(v + t * cols + c));
             if (both) vstore(part + t * 32 + 16, vload_half(v + t * cols + c + 16));
         }
@@ -91,7 +92,10 @@ static void pv_q8_0(const float* x, int r0, int r1, const uint8_t* tile, int hea
     alignas(64) float part[tile_tokens * 32];
     for (int b = 0; b < blocks; ++b) {
         const auto* codes = reinterpret_cast<const int8_t*>(tile) + b * 512;
-        for (int i = 0; i < tile_tokens * 32; i += 16) vstore(part + i, vload_int8(codes + i));
+        for (int i = 0; i < tile_tokens * 32; i += 16) {
+            if (i % 64 == 0) ask_ahead(codes + i);
+            vstore(part + i, vload_int8(codes + i));
+        }
         pv_columns<2>(x, r0, r1, part, 32, scales + b * 16, t0, t1, state.acc + b * 32, state.pitch);
     }
 }
@@ -105,6 +109,7 @@ static void pv_q4_0(const float* x, int r0, int r1, const uint8_t* tile, int hea
         const auto* words = reinterpret_cast<const uint32_t*>(tile) + b * 64;
         for (int half = 0; half < 2; ++half)
             for (int octet = 0; octet < 2; ++octet) {
+                ask_ahead(words + (half * 2 + octet) * 16);
                 const I w = vload_i(words + (half * 2 + octet) * 16);
                 for (int n = 0; n < 8; ++n)
                     vstore(part + (octet * 8 + v_token(n)) * 32 + half * 16, vnibble(w, n));

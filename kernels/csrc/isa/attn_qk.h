@@ -28,6 +28,7 @@ static inline void qk_float_tile(const QueryRows& q, int r0, const T* tile, floa
     const float* row = q.q + size_t(r0) * q.pitch;
     for (int d = 0; d < q.head_dim; d += 4)
         for (int c = 0; c < 4; ++c) {
+            if (sizeof(T) == 4 || c % 2 == 0) ask_ahead(tile + (d + c) * tile_tokens);
             const V k = load_k(tile + (d + c) * tile_tokens);
             for (int r = 0; r < R; ++r) acc[r][c] = vfma(vset(row[r * q.pitch + d + c]), k, acc[r][c]);
         }
@@ -82,10 +83,14 @@ static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t*
                               size_t offset_pitch) {
     dots.clear(offset, offset_pitch);
     if constexpr (type == cache_q8_0) {
-        for (int j = 0; j < 8; ++j) dots.add(_mm512_loadu_si512(codes + j * 64), q + 4 * j, pitch);
+        for (int j = 0; j < 8; ++j) {
+            ask_ahead(codes + j * 64);
+            dots.add(_mm512_loadu_si512(codes + j * 64), q + 4 * j, pitch);
+        }
     } else {
         const __m512i nibble = _mm512_set1_epi8(15);
         for (int j = 0; j < 4; ++j) {
+            ask_ahead(codes + j * 64);
             const __m512i two = _mm512_loadu_si512(codes + j * 64);
             dots.add(_mm512_and_si512(two, nibble), q + 4 * j, pitch);
             dots.add(_mm512_and_si512(_mm512_srli_epi16(two, 4), nibble), q + 16 + 4 * j, pitch);

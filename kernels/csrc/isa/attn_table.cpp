@@ -109,9 +109,11 @@ static void finalize_row(const float* acc, float s, int head_dim, float* out) {
 static void enter(int) {}
 static void leave() {}
 #define MIXKV_QK_Q4 qk_int<cache_q4_0>
+#define MIXKV_QK_BLOCK_Q4 nullptr
 #define MIXKV_PV_BLOCK_Q4 nullptr
 #else
 #define MIXKV_QK_Q4 qk_q4_matrix
+#define MIXKV_QK_BLOCK_Q4 qk_q4_block
 #define MIXKV_PV_BLOCK_Q4 pv_q4_matrix
 #endif
 
@@ -123,6 +125,7 @@ extern const AttnOps attn_table = {
     enter,
     leave,
     {qk_float<float>, qk_float<uint16_t>, qk_int<cache_q8_0>, MIXKV_QK_Q4},
+    {nullptr, nullptr, nullptr, MIXKV_QK_BLOCK_Q4},
     softmax,
     {pv_f32, pv_f16, pv_q8_0, pv_q4_0},
     {nullptr, nullptr, nullptr, MIXKV_PV_BLOCK_Q4},
