@@ -22,7 +22,7 @@ from model_tools import load_exact, logits_of
 import mixkv
 
 MARGIN = 0.1
-F32 = {"type_k": "f32", "type_v": "f32"}
+F32: dict[str, Any] = {"type_k": "f32", "type_v": "f32"}
 DEMO: list[dict[str, Any]] = json.loads((Path(__file__).parent / "data" / "demo.json").read_text())
 FAMILIES = ["llama", "llama-ropefreqs", "llama-hd80", "qwen2", "qwen3"]
 TYPES = ["BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_1", "Q5_0", "Q4_K_M", "Q4_1", "Q4_0", "IQ4_NL", "IQ4_XS",

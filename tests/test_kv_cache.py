@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,11 @@ from mixkv.models.llama import Llama
 
 SAME, SAME_Q8 = 2e-3, 5e-2
 N = 150
-MIXED = {"mixed_kv_cache": True, "hot_window": 32, "sink_tokens": 16}  # tiles turn cold at 63, 79, 95, ... tokens
+MIXED: dict[str, Any] = {
+    "mixed_kv_cache": True,
+    "hot_window": 32,
+    "sink_tokens": 16,
+}  # tiles turn cold at 63, 79, 95, ... tokens
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,7 @@ def test_n_batch_does_not_change_the_logits(
     ],
 )
 def test_every_kind_of_cache_is_independent_of_the_split(
-    model: Llama, ids: list[int], exact: F32, config: dict[str, object]
+    model: Llama, ids: list[int], exact: F32, config: dict[str, Any]
 ) -> None:
     """Without a window a tile used to be quantized one step before its last token was there."""
     wanted = logits_of(model, ids, range(1, N), **config)
@@ -112,7 +117,7 @@ def test_the_demo_model_is_independent_of_the_split() -> None:
     model = load_exact(demo_model())
     text = "The old house stood at the end of the lane, and nobody had lived there for twenty years. " * 5
     ids = mixkv.load(n_threads=1).tokenize(text)[:72]
-    config = {"mixed_kv_cache": True, "hot_window": 16, "sink_tokens": 4}
+    config: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 16, "sink_tokens": 4}
     wanted, plain = logits_of(model, ids, range(1, len(ids)), **config), logits_of(model, ids)
     effect = nmse(wanted, plain)
     assert effect > 1e-7
@@ -144,7 +149,7 @@ def test_layers_that_migrate_to_f16_lose_nothing(model: Llama, ids: list[int]) -
 def test_a_window_longer_than_the_text_is_a_plain_fp16_cache(model: Llama, ids: list[int]) -> None:
     """Nothing turns cold: what remains is the order of sums, and with rotation the rounding to float16 elsewhere."""
     plain = logits_of(model, ids)
-    wide = {"mixed_kv_cache": True, "hot_window": N}
+    wide: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": N}
     assert nmse(logits_of(model, ids, **wide, rotate="off"), plain) <= 1e-6
     assert nmse(logits_of(model, ids, **wide, rotate="on"), plain) <= 1e-5
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from mixkv.engine.sequence import Sequence
 from mixkv.kernels import LayerFormat, ops
 from mixkv.models.llama import Llama
 
-MIXED = {"mixed_kv_cache": True, "hot_window": 32, "sink_tokens": 16}
+MIXED: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 32, "sink_tokens": 16}
 # 2 layers, 2 KV heads of 64, K and V: 512 numbers a token. FP16: 2 bytes each. Q4_0: 18 bytes for 32 of them.
 FP16, Q4, SCALES = 512 * 2, 512 // 32 * 18, 512 // 32 * 2
 
@@ -34,7 +35,7 @@ def ids(model: Llama) -> list[int]:
     return random_ids(model, 300)
 
 
-def filled(model: Llama, ids: list[int], **settings: object) -> Sequence:
+def filled(model: Llama, ids: list[int], **settings: Any) -> Sequence:
     seq = sequence(model, **settings)
     seq.feed(ids)
     return seq
@@ -213,6 +214,7 @@ import numpy as np
 sys.path.insert(0, {tests!r})
 from model_tools import load_exact, random_ids, sequence
 from pathlib import Path
+from typing import Any
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -232,7 +234,7 @@ def test_memory_of_a_process_with_a_long_prompt(tmp_path: Path) -> None:
     """Bytes as the operating system counts them: FP16 takes 64 KiB a token here, and the mixed cache much less."""
     path = random_llama(tmp_path / "wide.gguf", n_layers=16, n_heads=8, n_kv_heads=8, head_dim=128, n_embd=32, n_ff=32)
 
-    def grown(settings: dict[str, object]) -> int:
+    def grown(settings: dict[str, Any]) -> int:
         code = PROCESS.format(tests=str(Path(__file__).parent), path=str(path), settings=settings)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
         return int(done.stdout)

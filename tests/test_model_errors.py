@@ -39,9 +39,10 @@ def with_keys(**values: object) -> Callable[[Model], None]:
     return damage
 
 
-def without_key(key: str) -> Callable[[Model], None]:
+def without_keys(*keys: str) -> Callable[[Model], None]:
     def damage(model: Model) -> None:
-        del model[0][key]
+        for key in keys:
+            del model[0][key]
 
     return damage
 
@@ -68,7 +69,7 @@ def vocabulary_of(change: int) -> Callable[[Model], None]:
 
 
 CASES: dict[str, tuple[Callable[[Model], None], str]] = {
-    "no-architecture": (without_key("general.architecture"), "general.architecture"),
+    "no-architecture": (without_keys("general.architecture"), "general.architecture"),
     "unknown-architecture": (with_key("general.architecture", "mamba"), "'mamba' is not supported: llama, qwen2"),
     "architecture-of-another-file": (with_key("general.architecture", "qwen2"), "qwen2.embedding_length"),
     "block_count-0": (with_key("llama.block_count", 0), "block_count is 0"),
@@ -77,7 +78,7 @@ CASES: dict[str, tuple[Callable[[Model], None], str]] = {
     "block_count-one-too-many": (with_key("llama.block_count", 3), "'blk.2.attn_norm.weight' is missing"),
     "block_count-one-too-few": (with_key("llama.block_count", 1), "is not part of a model"),
     "block_count-text": (with_key("llama.block_count", "two"), "block_count"),
-    "no-block_count": (without_key("llama.block_count"), "block_count"),
+    "no-block_count": (without_keys("llama.block_count"), "block_count"),
     "head_count-0": (with_key("llama.attention.head_count", 0), "head_count is 0"),
     "head_count_kv-0": (with_key("llama.attention.head_count_kv", 0), "head_count_kv is 0"),
     "head_count_kv-3": (with_key("llama.attention.head_count_kv", 3), "not a multiple of head_count_kv 3"),
@@ -123,7 +124,7 @@ CASES: dict[str, tuple[Callable[[Model], None], str]] = {
         with_tensor("blk.0.attn_q.weight", Packed((32, 32), GGMLQuantizationType.I32, bytes(4096))), "I32"
     ),
     "rope_freqs-wrong": (with_tensor("rope_freqs.weight", np.ones(3, np.float32)), "rope_freqs.weight"),
-    "no-tokens": (without_key("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens"),
+    "no-tokens": (without_keys("tokenizer.ggml.tokens"), "tokenizer.ggml.tokens"),
     "vocabulary-shorter": (vocabulary_of(-5), "271 tokens"),
     "vocabulary-longer": (vocabulary_of(5), "281 tokens"),
 }  # fmt: skip
@@ -177,8 +178,8 @@ def test_without_an_output_matrix_the_embedding_is_it(tmp_path: Path) -> None:
 
 
 HARMLESS: dict[str, Callable[[Model], None]] = {
-    "no-name": without_key("general.name"),
-    "no-rope-keys": lambda model: [model[0].pop(f"llama.rope.{k}") for k in ("dimension_count", "freq_base")] and None,
+    "no-name": without_keys("general.name"),
+    "no-rope-keys": without_keys("llama.rope.dimension_count", "llama.rope.freq_base"),
     "rope-of-no-dimension": with_key("llama.rope.dimension_count", 0),
     "rope-of-some-dimensions": with_key("llama.rope.dimension_count", 4),
     "heads-by-layer-all-equal": with_key("llama.attention.head_count_kv", np.array([2, 2], np.uint32)),
