@@ -115,8 +115,8 @@ def test_what_is_set_comes_back_and_neighbours_stay(kinds: tuple[str, str], dim:
     for a, b in ((0, 3), (3, 20), (20, 60)):
         s.set_hot(0, a, *(x[a:b] for x in hot))
     for a, b in ((0, 60), (0, 2), (3, 60), (17, 18)):
-        for got, want in zip(s.get_hot(0, a, b), hot, strict=True):
-            np.testing.assert_array_equal(got, want[a:b])
+        for back, rows in zip(s.get_hot(0, a, b), hot, strict=True):
+            np.testing.assert_array_equal(back, rows[a:b])
 
 
 @pytest.mark.parametrize("kind", ["q4_0", "q8_0", "f16"])
