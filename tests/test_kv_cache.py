@@ -31,10 +31,6 @@ from mixkv.models.llama import Llama
 SAME, SAME_Q8 = 2e-3, 5e-2
 N = 150
 MIXED: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 32, "sink_tokens": 16}  # tiles turn cold at 63, 79, ...
-    "mixed_kv_cache": True,
-    "hot_window": 32,
-    "sink_tokens": 16,
-}  # tiles turn cold at 63, 79, 95, ... tokens
 
 
 @pytest.fixture(scope="module")
