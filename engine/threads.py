@@ -10,6 +10,9 @@ from pathlib import Path
 from mixkv.kernels.errors import ConfigError, MixkvWarning
 
 
+MAX_THREADS = 1024
+
+
 def usable_cores() -> int:
     """Cores that this process may use: its affinity, and its cgroup's quota where there is one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -26,8 +29,8 @@ def choose_threads(n_threads: int | None) -> int:
     cores = usable_cores()
     if n_threads is None or n_threads == -1:
         return cores
-    if isinstance(n_threads, bool) or not isinstance(n_threads, int) or not 1 <= n_threads <= 4096:
-        raise ConfigError(f"n_threads {n_threads!r} must be a number of threads, 1 or more")
+    if isinstance(n_threads, bool) or not isinstance(n_threads, int) or not 1 <= n_threads <= MAX_THREADS:
+        raise ConfigError(f"n_threads {n_threads!r} must be a number of threads from 1 to {MAX_THREADS}")
     if n_threads > cores:
         warnings.warn(
             f"{n_threads} threads on {cores} usable cores: more threads than cores slow each other down",

@@ -23,7 +23,9 @@ def main() -> None:
     for name in ("sink", "hot", "cold"):
         print(f"  {name:<10}{getattr(cache, name + '_tokens'):>8}{getattr(cache, name + '_bytes') / 1024:>8.0f}")
     print(f"  {'mixed':<10}{cache.n_tokens:>8}{cache.nbytes / 1024:>8.0f}   {cache.bits_per_element:.1f} bits a number")
-    print(f"  {'all FP16':<10}{cache.n_tokens:>8}{cache.fp16_bytes / 1024:>8.0f}   {cache.fp16_bytes / cache.nbytes:.1f}x")
+    print(
+        f"  {'all FP16':<10}{cache.n_tokens:>8}{cache.fp16_bytes / 1024:>8.0f}   {cache.fp16_bytes / cache.nbytes:.1f}x"
+    )
 
 
 if __name__ == "__main__":

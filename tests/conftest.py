@@ -22,6 +22,9 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
+# `python -c` in a child must not find the folder mixkv/ of the checkout before the installed package
+os.environ["PYTHONSAFEPATH"] = "1"
+
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 import pytest
 from cli_process import DEMO, OnTerminal, Result, screen
@@ -78,6 +79,7 @@ def test_a_chat_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves() -> Non
     chat.read(until=r"Hello\r\n(\x1b\[\?2004l\r)?[A-Za-z ]{4}")  # text, not the line editor's own
     chat.type("\x03")
     chat.read(until=r"\n[^\n]*> ")
+    time.sleep(0.5)  # readline draws its prompt a moment before it listens for signals
     chat.type("\x03")
     chat.read(until="/exit leaves")
     chat.type("\x04")
