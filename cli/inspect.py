@@ -34,6 +34,9 @@ class InspectFlags:
     """What is shown, and how."""
 
     tensors: bool = flag("--tensors", panel=WHAT, value=False, help="Every tensor with its type and shape, too")
+    kv_plan: bool = flag(
+        "--kv-plan", panel=WHAT, value=False, help="How the mixed cache keeps each layer, and why, too"
+    )
     families: bool = flag("--families", panel=WHAT, value=False, help="The architectures that mixkv runs; no model")
     cpu: bool = flag("--cpu", panel=WHAT, value=False, help="The kernels that run here, and why; no model")
     json: bool = flag("--json", panel=WHAT, value=False, help="One JSON object")
@@ -45,8 +48,9 @@ def inspect(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="GGUF file; left out: the demo model")] = None,
 ) -> int:
     """Show what a model file holds and how much memory it takes, for each length of context."""
-    if sum((show.families, show.cpu, show.tensors)) > 1 or (model is not None and (show.families or show.cpu)):
-        raise ConfigError("give one of MODEL (with or without --tensors), --families and --cpu")
+    of_a_model = model is not None or show.tensors or show.kv_plan
+    if show.families + show.cpu + of_a_model > 1:
+        raise ConfigError("give one of MODEL (with or without --tensors, --kv-plan), --families and --cpu")
     if show.families:
         return _show_families(show.json)
     if show.cpu:
@@ -55,7 +59,7 @@ def inspect(
     from mixkv.models.gguf import open_gguf
 
     with open_gguf(model if model is not None else demo_model()) as gguf:
-        report = describe(gguf, tensors=show.tensors)
+        report = describe(gguf, tensors=show.tensors, kv_plan=show.kv_plan)
     if show.json:
         return _print_json(report)
     _print_report(report)
@@ -84,7 +88,7 @@ def cpu_report() -> dict[str, Any]:
     return {**report, **ops.cpu_report()} if native else report
 
 
-def describe(gguf: GGUFFile, *, tensors: bool = False) -> dict[str, Any]:
+def describe(gguf: GGUFFile, *, tensors: bool = False, kv_plan: bool = False) -> dict[str, Any]:
     """Everything about an open model file, fit for JSON. `problem` says why mixkv cannot run it, or is None."""
     from mixkv.models.config import read_config
     from mixkv.models.registry import family_of
@@ -96,6 +100,8 @@ def describe(gguf: GGUFFile, *, tensors: bool = False) -> dict[str, Any]:
         config = read_config(gguf)
         report["config"] = _jsonable(asdict(config))
         report["memory"] = memory_table(gguf, config)
+        if kv_plan:
+            report["kv_plan"] = plan_table(gguf)
     except MixkvError as error:
         report["problem"] = str(error)
     types: dict[str, dict[str, int]] = defaultdict(lambda: {"tensors": 0, "elements": 0, "bytes": 0})
@@ -115,7 +121,8 @@ def describe(gguf: GGUFFile, *, tensors: bool = False) -> dict[str, Any]:
 
 def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
     """Bytes for contexts up to the one that the model was made for: weights, work space, a full cache of each kind."""
-    from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+    from mixkv.engine.cache_config import KVCacheConfig
+    from mixkv.engine.kv_plan import plan_cache
     from mixkv.engine.memory import plan_memory
 
     shorter = [1 << i for i in range(9, 32) if 1 << i < config.n_ctx_train]
@@ -124,12 +131,23 @@ def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
     for n_ctx in (*shorter[-6:], config.n_ctx_train):
         row = {"n_ctx": n_ctx}
         for name, cache in caches.items():
-            plan = CachePlan.of(cache, config.n_layers)
+            plan = plan_cache(gguf, cache)
             memory = plan_memory(gguf, config, plan, n_ctx=n_ctx, n_batch=N_BATCH, dense=False)
             row |= {"weights": memory.weights, "scratch": memory.scratch}
             row |= {f"cache_{name}": memory.cache, f"total_{name}": memory.total}
         rows.append(row)
     return rows
+
+
+def plan_table(gguf: GGUFFile) -> list[dict[str, Any]]:
+    """What the mixed cache, at its defaults, does with each layer."""
+    from mixkv.engine.cache_config import KVCacheConfig
+    from mixkv.engine.kv_plan import plan_layers
+
+    return [
+        {"layer": p.layer, **asdict(p.format), "changed": p.changed, "losses": _jsonable(p.losses), "why": p.why}
+        for p in plan_layers(gguf, KVCacheConfig(mixed_kv_cache=True))
+    ]
 
 
 def _shortened(gguf: GGUFFile, key: str) -> Any:
@@ -198,6 +216,24 @@ def _print_report(report: dict[str, Any]) -> None:
         columns = ("n_ctx", "weights", "scratch", "cache_f16", "cache_mixed", "total_f16", "total_mixed")
         rows = ((f"{row['n_ctx']}", *(_mib(row[name]) for name in columns[1:])) for row in report["memory"])
         _print_table("Memory in MiB, the cache full", columns, rows)
+    if "kv_plan" in report:
+        _print_plan(report["kv_plan"])
+
+
+def _print_plan(layers: list[dict[str, Any]]) -> None:
+    from mixkv.engine.kv_plan import MOST_LOSS
+
+    rotated = {(False, False): "off", (True, True): "on", (True, False): "K", (False, True): "V"}
+    rows = (
+        (str(p["layer"]), p["type_k"], p["type_v"], rotated[p["rotate_k"], p["rotate_v"]],
+         ("changed: " if p["changed"] else "") + p["why"])
+        for p in layers
+    )  # fmt: skip
+    _print_table(
+        f"Plan of the mixed cache: keys change where scores would lose more than {MOST_LOSS}",
+        ("layer", "K", "V", "rotated", "why"),
+        rows,
+    )
 
 
 def _text(value: Any) -> str:
@@ -226,7 +262,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
 
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
     for i, name in enumerate(columns):
-        table.add_column(name, overflow="fold", justify="right" if len(columns) > 2 and i else "left")
+        table.add_column(name, overflow="fold", justify="right" if len(columns) > 2 and i and name != "why" else "left")
     for row in rows:
         table.add_row(*(Text(harmless(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 240).print(table)

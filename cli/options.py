@@ -78,6 +78,10 @@ class CacheFlags:
     q4_scale: str | None = flag(
         "--kv-scale", panel=CACHE, metavar="plain|unbiased", default="unbiased", help="Scales of q4_0; plain: as GGML"
     )
+    kv_plan: str | None = flag(
+        "--kv-plan", panel=CACHE, metavar="auto|off", default="auto",
+        help="If mixed: more bits for keys of layers whose weights ask for them; `mixkv inspect --kv-plan` shows which",
+    )  # fmt: skip
     preset: str | None = flag(
         "--preset", panel=CACHE, metavar="NAME",
         help="Cache and sampling: default, llama-cpp, long-context, low-memory or a .toml file; flags win over it",

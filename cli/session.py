@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from mixkv.cli import settings
 from mixkv.cli.options import ModelFlags
 from mixkv.cli.terminal import Terminal
-from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 
 if TYPE_CHECKING:
     from mixkv.engine.llm import LLM
@@ -21,10 +21,18 @@ def open_llm(flags: ModelFlags, config: KVCacheConfig, terminal: Terminal) -> LL
     from mixkv.engine.llm import load
 
     with terminal.progress("loading") as report:
-        return load(
+        llm = load(
             flags.model, n_ctx=settings.context_size(flags), n_batch=flags.n_batch, n_threads=flags.n_threads,
             cache_config=config, exact=flags.exact, progress=report,
         )  # fmt: skip
+    as_set = CachePlan.of(config, llm.config.n_layers).within(llm.n_ctx)
+    changed = sum(mine != asked for mine, asked in zip(llm.cache.plan.layers, as_set.layers, strict=True))
+    if changed:
+        terminal.note(
+            f"the weights of {changed} of {llm.config.n_layers} layers ask for more exact keys, and they get them: "
+            "`mixkv inspect --kv-plan` says why, --kv-plan off leaves them as the settings say"
+        )
+    return llm
 
 
 def show_statistics(stats: GenerationStats, llm: LLM, terminal: Terminal) -> None:

@@ -27,7 +27,7 @@ from mixkv.engine.sampling import SamplingParams
 from mixkv.kernels.errors import ConfigError
 
 OFF = ("off", "0", "false", "disabled")
-OF_ONE_KIND = ("type_k", "type_v", "rotate", "q4_scale")
+OF_ONE_KIND = ("type_k", "type_v", "rotate", "q4_scale", "kv_plan")
 """Settings of a preset that were meant for its own kind of cache, mixed or uniform."""
 
 

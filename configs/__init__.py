@@ -19,7 +19,7 @@ from mixkv.kernels.errors import ConfigError
 TABLES: dict[str, tuple[str, ...]] = {
     "cache": (
         *("mixed_kv_cache", "hot_window", "sink_tokens", "type_k", "type_v", "rotate", "q4_scale"),
-        "rollback_reserve",
+        *("rollback_reserve", "kv_plan"),
     ),
     "sampling": (
         *("max_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "top_n_sigma", "min_keep"),

@@ -11,6 +11,7 @@ from mixkv.kernels.errors import ConfigError
 from mixkv.kernels.formats import check_q4_scale
 
 ROTATE = ("auto", "on", "off")
+KV_PLANS = ("auto", "off")
 ROTATE_BELOW_BITS = 5.5
 """`rotate = auto` turns K or V into rotated space for cold types of up to this many bits (5-bit types included)."""
 
@@ -26,8 +27,9 @@ class KVCacheConfig:
     type_k, type_v: f32, f16, q8_0 or q4_0; None is q4_0 for the mixed cache and f16 without it. rotate: Hadamard
     rotation, auto = on for quantized types of 5 bits and fewer. q4_scale: what Q4_0 rows take as a block's scale,
     unbiased (products keep their size) or plain (GGML's own, the largest value / -8). rollback_reserve: newest tokens
-    that `truncate` can take back exactly, whatever the window. per_layer: {layer: {type_k, type_v, rotate}} where
-    layers differ.
+    that `truncate` can take back exactly, whatever the window. kv_plan: auto gives the mixed cache's keys more bits, or
+    another rotation, in layers whose weights say that they need it (kv_plan.py); off: never. per_layer: {layer:
+    {type_k, type_v, rotate}} where layers differ; these are not planned.
     """
 
     mixed_kv_cache: bool = False
@@ -38,6 +40,7 @@ class KVCacheConfig:
     rotate: str = "auto"
     q4_scale: str = "unbiased"
     rollback_reserve: int = 0
+    kv_plan: str = "auto"
     per_layer: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -49,6 +52,8 @@ class KVCacheConfig:
                 raise ConfigError(f"{name} {value!r} must be a number of tokens, 0 or more")
         _check_layer(self.type_k, self.type_v, self.rotate)
         check_q4_scale(self.q4_scale)
+        if self.kv_plan not in KV_PLANS:
+            raise ConfigError(f"kv_plan {self.kv_plan!r} must be one of {', '.join(KV_PLANS)}")
         for layer, settings in self.per_layer.items():
             if not isinstance(layer, int) or layer < 0:
                 raise ConfigError(f"per_layer key {layer!r} must be a layer number")

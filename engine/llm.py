@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.generation import Generation
 from mixkv.engine.kv import KVCache
+from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.memory import available_memory, plan_memory
 from mixkv.engine.results import Completion
 from mixkv.engine.sampling import SamplingParams
@@ -49,12 +50,11 @@ class LLM:
     """
 
     def __init__(
-        self, gguf: GGUFFile, model: Llama, tokenizer: Tokenizer, cache_config: KVCacheConfig, *, n_ctx: int,
-        n_batch: int, n_threads: int, prefix_reuse: str, load_seconds: float,
+        self, gguf: GGUFFile, model: Llama, tokenizer: Tokenizer, cache_config: KVCacheConfig, plan: CachePlan,
+        *, n_ctx: int, n_batch: int, n_threads: int, prefix_reuse: str, load_seconds: float,
     ) -> None:  # fmt: skip
         self.path, self.config, self.tokenizer, self.cache_config = gguf.path, model.config, tokenizer, cache_config
         self.n_ctx, self.n_batch, self.prefix_reuse, self.load_seconds = n_ctx, n_batch, prefix_reuse, load_seconds
-        plan = CachePlan.of(cache_config, model.config.n_layers)
         cache = KVCache(model.config, plan, n_ctx=n_ctx, chunk=n_batch)
         self._gguf = gguf
         self._sequence = Sequence(model, cache, n_batch=n_batch, n_threads=n_threads)
@@ -225,7 +225,7 @@ def load(
     try:
         family_of(gguf)
         model_config = read_config(gguf)
-        plan = CachePlan.of(config, model_config.n_layers)
+        plan = plan_cache(gguf, config)
         n_ctx = _fit_context(gguf, n_ctx, n_batch, dense, plan)
         tokenizer = load_tokenizer(gguf)
         if tokenizer.n_vocab != model_config.n_vocab:
@@ -238,7 +238,7 @@ def load(
         gguf.close()
         raise
     return LLM(
-        gguf, model, tokenizer, config, n_ctx=n_ctx, n_batch=min(n_batch, n_ctx), n_threads=threads,
+        gguf, model, tokenizer, config, plan, n_ctx=n_ctx, n_batch=min(n_batch, n_ctx), n_threads=threads,
         prefix_reuse=prefix_reuse, load_seconds=time.perf_counter() - start,
     )  # fmt: skip
 

@@ -129,7 +129,8 @@ def test_flags_win_over_the_preset_and_the_preset_over_the_defaults() -> None:
     assert settings.cache_config(CacheFlags()) == KVCacheConfig()
     assert settings.cache_config(CacheFlags(mixed_kv_cache=True, rotate="off")) == KVCacheConfig(True, rotate="off")
     assert settings.cache_config(CacheFlags(type_k="q8_0")) == KVCacheConfig(type_k="q8_0")
-    assert settings.cache_config(CacheFlags(q4_scale="plain")) == KVCacheConfig(q4_scale="plain")
+    chosen = settings.cache_config(CacheFlags(q4_scale="plain", kv_plan="off"))
+    assert chosen == KVCacheConfig(q4_scale="plain", kv_plan="off")
 
 
 def test_types_of_a_preset_are_not_carried_over_to_the_other_kind_of_cache() -> None:

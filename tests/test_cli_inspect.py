@@ -11,7 +11,8 @@ import pytest
 from cli_process import DEMO, run
 from gguf_tools import tiny_llama, write_gguf
 
-from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.kv_plan import plan_cache, plan_layers
 from mixkv.engine.memory import plan_memory
 from mixkv.kernels import ops
 from mixkv.models.config import read_config
@@ -46,7 +47,7 @@ def test_the_memory_plan_is_the_one_that_loading_checks(report: dict[str, Any]) 
         assert [row["n_ctx"] for row in report["memory"]] == [512, 1024, config.n_ctx_train]
         for row in report["memory"]:
             for name, cache in (("f16", KVCacheConfig()), ("mixed", KVCacheConfig(mixed_kv_cache=True))):
-                plan = CachePlan.of(cache, config.n_layers)
+                plan = plan_cache(gguf, cache)
                 memory = plan_memory(gguf, config, plan, n_ctx=row["n_ctx"], n_batch=512, dense=False)
                 assert (row[f"cache_{name}"], row[f"total_{name}"]) == (memory.cache, memory.total)
 
@@ -73,6 +74,31 @@ def test_a_file_that_mixkv_cannot_run_is_shown_with_the_reason_and_cannot_steer_
     found = json.loads(run("inspect", str(path), "--json").out)
     assert "mamba" in found["problem"]
     assert (found["config"], found["memory"], found["metadata"]["x.nan"]) == (None, [], "nan")
+
+
+def test_the_plan_of_the_mixed_cache_for_people_and_programs() -> None:
+    shown = run("inspect", "--kv-plan").out.decode()
+    assert "Plan of the mixed cache" in shown and "scores lose 0.0" in shown
+    found = json.loads(run("inspect", DEMO, "--kv-plan", "--json").out)["kv_plan"]
+    with open_gguf(DEMO) as gguf:
+        plan = plan_layers(gguf, KVCacheConfig(mixed_kv_cache=True))
+    assert [(p["layer"], p["type_k"], p["rotate_k"], p["losses"], p["why"]) for p in found] == [
+        (p.layer, p.format.type_k, p.format.rotate_k, p.losses, p.why) for p in plan
+    ]
+
+
+def test_a_plan_that_changes_something_is_shown_and_told_of(tmp_path: Path) -> None:
+    metadata, tensors = tiny_llama()
+    bias = np.random.default_rng(0).standard_normal(16).astype(np.float32)
+    bias[3] = 200
+    tensors["blk.1.attn_k.bias"] = bias
+    path = str(write_gguf(tmp_path / "loud.gguf", metadata, tensors))
+    plan = json.loads(run("inspect", path, "--kv-plan", "--json").out)["kv_plan"]
+    assert [p["changed"] for p in plan] == [False, True]
+    assert "changed: scores lose" in run("inspect", path, "--kv-plan").out.decode()
+    words = ("generate", "-m", path, "-p", "the", "-n", "1", "-v", "--hot-window", "16", "--mixed-kv-cache")
+    assert b"weights of 1 of 2 layers ask for more exact keys" in run(*words).err
+    assert b"more exact keys" not in run(*words, "--kv-plan", "off").err
 
 
 def test_a_file_that_is_no_model_is_one_line() -> None:

@@ -182,6 +182,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.
         ("mixed:k=q5_0", "'q5_0'"),
         ("mixed:rotate=maybe", "'maybe'"),
         ("mixed:scale=best", "'best'"),
+        ("mixed:plan=on", "'on'"),
         ("q4_0:hot=64", "mixed:hot=64"),
     ],
 )

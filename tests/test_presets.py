@@ -34,7 +34,7 @@ def test_default_is_the_mixed_cache_at_its_defaults() -> None:
 
 def test_llama_cpp_is_a_uniform_f16_cache_with_llama_clis_sampling() -> None:
     preset = load_preset("llama-cpp")
-    assert KVCacheConfig(**preset.cache) == KVCacheConfig(type_k="f16", type_v="f16", q4_scale="plain")
+    assert KVCacheConfig(**preset.cache) == KVCacheConfig(type_k="f16", type_v="f16", q4_scale="plain", kv_plan="off")
     assert SamplingParams.from_options(preset.sampling) == SamplingParams()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.kv import KVCache
+from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.llm import LLM, demo_model, load
 from mixkv.engine.sequence import Sequence
 from mixkv.kernels import ops
@@ -27,7 +28,7 @@ def fresh_sequence(llm: LLM, config: KVCacheConfig, n_ctx: int) -> Sequence:
     """An empty sequence of `llm`'s model whose cache is `config`; weights are shared, `llm`'s own sequence stays."""
     own = llm._sequence
     n_batch = min(own.n_batch, n_ctx)
-    cache = KVCache(llm.config, CachePlan.of(config, llm.config.n_layers), n_ctx=n_ctx, chunk=n_batch)
+    cache = KVCache(llm.config, plan_cache(llm._gguf, config), n_ctx=n_ctx, chunk=n_batch)
     return Sequence(own.model, cache, n_batch=n_batch, n_threads=own.n_threads)
 
 

@@ -31,6 +31,7 @@ SETTINGS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "v": ("type_v", str),
     "rotate": ("rotate", str),
     "scale": ("q4_scale", str),
+    "plan": ("kv_plan", str),
 }
 
 

@@ -1,0 +1,129 @@
+"""Which layers' keys need more than the settings give them, decided at load from the weights alone.
+
+Four bits are enough for most keys, and ruin some: Qwen2's biases, for one, put hundreds into a few dimensions of every
+key, whose quantization step then drowns the rest. For each layer typical queries and keys (kv_sample.py) go through the
+cache's own encoder; what that does to scores is compared with what the content of the keys does to them. The cheapest
+option that leaves the content audible is taken: the settings' own first, then the same type with or without rotation,
+q8_0, and f16, which is to stay hot. Layers that are fine are left exactly as the settings have them. Only the mixed
+cache is planned; a uniform one is what it was asked to be, and so are layers in `per_layer`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+from mixkv.engine.kv_sample import HeadSample, sample_heads
+from mixkv.kernels import CACHE_TYPES, LayerFormat, cache_type
+from mixkv.kernels.formats import decode, encode
+from mixkv.kernels.store import hadamard
+from mixkv.models.config import ModelConfig, read_config
+from mixkv.models.gguf import GGUFFile
+
+MOST_LOSS = 0.2
+"""Loss (see `score_loss`) up to which a layer's keys are left alone: twice what 4 bits cost ordinary keys."""
+LEAST_SIGNAL = 0.25
+"""Nats of difference between two keys' scores below which a head hardly chooses, so that its error matters no more."""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer's format and why. changed: whether it differs from what the settings alone give.
+
+    losses: predicted `score_loss` of each option that was looked at ("q4_0 rotated", "q8_0"), in that order.
+    k_bias, k_spread: norm of the largest key bias of a head, and of what varies in that head's keys. None and no
+    losses: not looked at.
+    """
+
+    layer: int
+    format: LayerFormat
+    why: str
+    changed: bool = False
+    losses: Mapping[str, float] = field(default_factory=dict)
+    k_bias: float | None = None
+    k_spread: float | None = None
+
+
+def plan_cache(gguf: GGUFFile, config: KVCacheConfig) -> CachePlan:
+    """The cache of the model in `gguf`: what `config` says, with the layers changed that need it.
+
+    Raises GGUFError for a file that is no model, ConfigError as CachePlan.of does.
+    """
+    plan = CachePlan.of(config, read_config(gguf).n_layers)
+    if not _is_planned(config):
+        return plan
+    return replace(plan, layers=tuple(layer.format for layer in plan_layers(gguf, config)))
+
+
+def plan_layers(gguf: GGUFFile, config: KVCacheConfig) -> list[LayerPlan]:
+    """The plan of every layer, with its reasons. Raises what `plan_cache` raises."""
+    model = read_config(gguf)
+    formats = CachePlan.of(config, model.n_layers).layers
+    return [_plan_layer(gguf, model, config, i, base) for i, base in enumerate(formats)]
+
+
+def _is_planned(config: KVCacheConfig) -> bool:
+    return config.kv_plan == "auto" and config.mixed_kv_cache
+
+
+def _plan_layer(gguf: GGUFFile, model: ModelConfig, config: KVCacheConfig, layer: int, base: LayerFormat) -> LayerPlan:
+    if not _is_planned(config):
+        return LayerPlan(layer, base, "as the settings say: only the mixed cache is planned, where kv_plan is auto")
+    if layer in config.per_layer:
+        return LayerPlan(layer, base, "as per_layer says")
+    if cache_type(base.type_k).is_float:
+        return LayerPlan(layer, base, f"as the settings say: {base.type_k} loses nothing")
+    sample = sample_heads(gguf, model, layer)
+    if sample is None:
+        return LayerPlan(layer, base, "as the settings say: the weights do not tell")
+    losses: dict[LayerFormat, float] = {}
+    best = base
+    for step in _options(base, config.rotate):
+        losses |= {option: score_loss(sample, option, model.attention_scale) for option in step}
+        best = min(losses, key=lambda option: losses[option])
+        if losses[best] <= MOST_LOSS:
+            break
+    numbers = ", ".join(f"{loss:.2g} with {_name(option)}" for option, loss in losses.items())
+    why = f"scores lose {numbers}; key bias {sample.bias:.3g}, the rest {sample.spread:.3g}"
+    named = {_name(option): loss for option, loss in losses.items()}
+    return LayerPlan(layer, best, why, best != base, named, sample.bias, sample.spread)
+
+
+def _name(f: LayerFormat) -> str:
+    return f.type_k + " rotated" * f.rotate_k
+
+
+def _options(base: LayerFormat, rotate: str) -> list[list[LayerFormat]]:
+    """What a layer's keys may be, in steps of equal cost: `base`, then types of as many bits or more, up to f16.
+
+    Where `rotate` is auto a step has both forms of a quantized type.
+    """
+    kinds = [k for k in CACHE_TYPES.values() if cache_type(base.type_k).bits <= k.bits <= cache_type("f16").bits]
+    steps = [[base]]
+    for kind in sorted(kinds, key=lambda k: k.bits):
+        turns = (False, True) if rotate == "auto" and not kind.is_float else (rotate == "on",)
+        scale = base.q4_scale if "q4_0" in (kind.name, base.type_v) else "plain"
+        step = [replace(base, type_k=kind.name, rotate_k=turn, q4_scale=scale) for turn in turns]
+        steps.append([option for option in step if option != base])
+    return [step for step in steps if step]
+
+
+def score_loss(sample: HeadSample, layer: LayerFormat, scale: float) -> float:
+    """How much of the scores' content the keys' cold form destroys: the error's size relative to the content's.
+
+    Error: scale * q.(cold k - k). Content: scale * q.(k - k'), over sqrt(2), for keys k, k' of other tokens at the same
+    position, and at least LEAST_SIGNAL. Sizes are root mean squares over queries and keys; the worst head counts. What
+    is the same for all keys of a query does not: softmax takes it out. Ordinary keys in q4_0 lose 0.08 to 0.12.
+    """
+    q, k, other = (hadamard(x) if layer.rotate_k else x for x in (sample.q, sample.k, sample.other_k))
+    with np.errstate(all="ignore"):
+        hot = k.astype(np.float16 if layer.hot_k == "f16" else np.float32).astype(np.float32)
+        lost = decode(encode(hot, layer.type_k, layer.q4_scale), layer.type_k, k.shape[2]) - k
+        error, content = (scale * q.transpose(1, 0, 2) @ x.transpose(1, 2, 0) for x in (lost, k - other))
+        error -= error.mean(axis=2, keepdims=True)  # (heads, queries, keys)
+        size, signal = (np.sqrt(np.square(x).mean(axis=(1, 2))) for x in (error, content))
+        worst = (size / np.maximum(signal * 0.5**0.5, LEAST_SIGNAL)).max()
+    return float(worst) if np.isfinite(worst) else float("inf")

@@ -1,0 +1,275 @@
+"""The plan of the cache: it acts where keys would drown in their own biases, and nowhere else.
+
+The model that needs it is qwen2-like: small biases everywhere, and in layers 0 and 2 three dimensions of each key head
+with one as large as Qwen2.5's, beside weights that make keys of norm 8.
+"""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from gguf_tools import Packed, spm_vocabulary, tiny_llama, write_gguf
+from model_tools import random_llama
+from numpy.typing import NDArray
+from prose import PROSE
+
+import mixkv
+from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+from mixkv.engine.evaluate.divergence import score_rows
+from mixkv.engine.kv_plan import MOST_LOSS, plan_cache, plan_layers, score_loss
+from mixkv.engine.kv_sample import HeadSample, _row_norms, sample_heads
+from mixkv.engine.llm import LLM, demo_model
+from mixkv.kernels import LayerFormat
+from mixkv.kernels.errors import ConfigError
+from mixkv.models.gguf import open_gguf
+
+F32 = NDArray[np.float32]
+Tensors = dict[str, np.ndarray | Packed]
+MIXED = KVCacheConfig(mixed_kv_cache=True)
+QUANTIZER_ALONE: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 0, "sink_tokens": 0}
+LOUD = (0, 2)
+N_LAYERS, DIM, N_HEADS, N_KV_HEADS, HEAD_DIM, N_FF = 3, 64, 4, 2, 64, 96
+
+
+def qwen2(bias: float) -> tuple[dict[str, Any], Tensors]:
+    """Metadata and tensors; bias: the size of the large key biases."""
+    vocabulary = spm_vocabulary()
+    n_vocab = len(vocabulary["tokenizer.ggml.tokens"])  # type: ignore[arg-type]
+    q_dim, kv_dim = N_HEADS * HEAD_DIM, N_KV_HEADS * HEAD_DIM
+    numbers = {
+        "block_count": N_LAYERS, "context_length": 512, "embedding_length": DIM, "feed_forward_length": N_FF,
+        "attention.head_count": N_HEADS, "attention.head_count_kv": N_KV_HEADS, "attention.key_length": HEAD_DIM,
+        "attention.value_length": HEAD_DIM, "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.dimension_count": HEAD_DIM, "rope.freq_base": 1e6,
+    }  # fmt: skip
+    metadata = {"general.architecture": "qwen2", **{f"qwen2.{k}": v for k, v in numbers.items()}, **vocabulary}
+    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (n_vocab, DIM), "output_norm.weight": (DIM,)}
+    for i in range(N_LAYERS):
+        shapes |= {
+            f"blk.{i}.{name}.bias": (n,) for name, n in (("attn_q", q_dim), ("attn_k", kv_dim), ("attn_v", kv_dim))
+        }
+        shapes |= {
+            f"blk.{i}.{name}.weight": shape
+            for name, shape in {
+                "attn_norm": (DIM,), "ffn_norm": (DIM,), "attn_q": (q_dim, DIM), "attn_k": (kv_dim, DIM),
+                "attn_v": (kv_dim, DIM), "attn_output": (DIM, q_dim), "ffn_gate": (N_FF, DIM), "ffn_up": (N_FF, DIM),
+                "ffn_down": (DIM, N_FF),
+            }.items()
+        }  # fmt: skip
+    rng = np.random.default_rng(0)
+    tensors: Tensors = {}
+    for name, shape in shapes.items():
+        noise = rng.standard_normal(shape).astype(np.float32)
+        if name.endswith("bias"):
+            tensors[name] = noise * np.float32(0.1 if "attn_v" in name else 0.5)
+        else:
+            tensors[name] = 1 + 0.1 * noise if len(shape) == 1 else noise / np.sqrt(np.float32(shape[-1]))
+    for i in LOUD:
+        for head in tensors[f"blk.{i}.attn_k.bias"].reshape(N_KV_HEADS, HEAD_DIM):  # type: ignore[union-attr]
+            head[rng.choice(HEAD_DIM, 3, replace=False)] = bias * rng.choice([-1, 1], 3)
+    return metadata, tensors
+
+
+@pytest.fixture(scope="module", params=[20.0, 100.0, 300.0])
+def loud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with biases that are large, very large, and as large as they get."""
+    return write_gguf(tmp_path_factory.mktemp("loud") / "qwen2.gguf", *qwen2(request.param))
+
+
+def layers_of(path: Path, config: KVCacheConfig = MIXED) -> tuple[LayerFormat, ...]:
+    with open_gguf(path) as gguf:
+        return plan_cache(gguf, config).layers
+
+
+def logits(path: Path, ids: NDArray[np.int64], **cache: Any) -> F32:
+    return mixkv.load(path, n_threads=1, dense=True, exact=True, **cache).logits(ids)
+
+
+def test_with_the_plan_kl_divergence_falls_tenfold(loud: Path) -> None:
+    ids = np.random.default_rng(1).integers(3, 259, 200)
+    base = logits(loud, ids)
+
+    def kld(**settings: Any) -> float:
+        scores = score_rows(base, logits(loud, ids, **QUANTIZER_ALONE, **settings), ids)
+        return float(scores.kld[32:].mean())
+
+    plain = kld(rotate="off", q4_scale="plain", kv_plan="off")
+    assert plain > 0.1, "the biases do harm"
+    assert kld() < plain / 10
+    assert kld(rotate="off") < plain / 10, "without rotation as well, if that is not wanted"
+
+
+def test_only_the_layers_with_loud_biases_are_changed(loud: Path) -> None:
+    with open_gguf(loud) as gguf:
+        plan = plan_layers(gguf, MIXED)
+        as_set = CachePlan.of(MIXED, N_LAYERS).layers
+        assert plan_cache(gguf, MIXED).layers == tuple(p.format for p in plan)
+    for i, p in enumerate(plan):
+        assert p.layer == i and p.changed == (i in LOUD) == (p.format != as_set[i])
+        assert (p.format.type_v, p.format.rotate_v) == ("q4_0", True), "values stay as they are"
+        assert p.format.type_k in (("q8_0", "f16") if i in LOUD else ("q4_0",))
+        assert p.k_bias is not None and p.k_spread is not None and (p.k_bias > 3 * p.k_spread) == (i in LOUD)
+        assert min(p.losses.values()) <= MOST_LOSS and p.losses["q4_0 rotated"] > MOST_LOSS * (i in LOUD)
+        assert all(f"{loss:.2g} with {name}" in p.why for name, loss in p.losses.items())
+
+
+def test_a_larger_bias_takes_more_bits(tmp_path: Path) -> None:
+    kinds = [layers_of(write_gguf(tmp_path / "q.gguf", *qwen2(bias)))[0].type_k for bias in (1, 20, 100, 300)]
+    assert kinds == ["q4_0", "q8_0", "q8_0", "f16"]
+
+
+@pytest.mark.parametrize("rotate", ["on", "off"])
+def test_rotation_that_was_asked_for_stays(loud: Path, rotate: str) -> None:
+    for layer in layers_of(loud, KVCacheConfig(mixed_kv_cache=True, rotate=rotate)):
+        assert layer.rotate_k == layer.rotate_v == (rotate == "on")
+
+
+def test_settings_win_over_the_plan(loud: Path) -> None:
+    """per_layer by layer, kv_plan=off for all; and a uniform cache is the type that it was asked to be."""
+    keep = KVCacheConfig(mixed_kv_cache=True, per_layer={0: {"type_k": "q4_0", "rotate": "off"}})
+    layers = layers_of(loud, keep)
+    assert (layers[0].type_k, layers[0].rotate_k) == ("q4_0", False)
+    assert layers[2].type_k != "q4_0"
+    for config in (
+        KVCacheConfig(mixed_kv_cache=True, kv_plan="off"), KVCacheConfig(type_k="q4_0"), KVCacheConfig(),
+        KVCacheConfig(mixed_kv_cache=True, type_k="f16"),
+    ):  # fmt: skip
+        assert layers_of(loud, config) == CachePlan.of(config, N_LAYERS).layers
+        with open_gguf(loud) as gguf:
+            assert not any(p.changed or p.losses for p in plan_layers(gguf, config))
+    with pytest.raises(ConfigError, match="kv_plan 'yes' must be one of auto, off"):
+        KVCacheConfig(kv_plan="yes")
+
+
+def test_a_loaded_model_has_the_plan_and_its_sessions_fit(loud: Path, tmp_path: Path) -> None:
+    llm = mixkv.load(loud, n_threads=1, dense=True, mixed_kv_cache=True, hot_window=32)
+    assert llm.cache.plan.layers == layers_of(loud)
+    llm.generate("the old house", max_tokens=80, temperature=0, ignore_eos=True)
+    llm.save_session(tmp_path / "s")
+    again = mixkv.load(loud, n_threads=1, dense=True, mixed_kv_cache=True, hot_window=32)
+    assert again.load_session(tmp_path / "s") == llm.cache.n
+    unplanned = mixkv.load(loud, n_threads=1, dense=True, mixed_kv_cache=True, hot_window=32, kv_plan="off")
+    with pytest.raises(mixkv.SessionError, match=r"layer 0 = .*and this cache has"):
+        unplanned.load_session(tmp_path / "s")
+
+
+def unchanged(path: Path) -> None:
+    for rotate in ("auto", "on", "off"):
+        config = KVCacheConfig(mixed_kv_cache=True, rotate=rotate)
+        with open_gguf(path) as gguf:
+            plan = plan_layers(gguf, config)
+        assert [p.format for p in plan] == list(CachePlan.of(config, len(plan)).layers)
+        assert all(list(p.losses) == ["q4_0" + " rotated" * (rotate != "off")] for p in plan), "predicted, and harmless"
+
+
+@pytest.mark.parametrize("head_dim", [8, 32, 48, 64, 80, 128])
+def test_ordinary_models_are_left_alone(tmp_path: Path, head_dim: int) -> None:
+    unchanged(random_llama(tmp_path / "a.gguf", head_dim=head_dim, seed=head_dim))
+    unchanged(random_llama(tmp_path / "b.gguf", head_dim=head_dim, n_heads=20, n_kv_heads=10))
+
+
+def test_the_demo_model_is_left_alone() -> None:
+    unchanged(demo_model())
+
+
+@pytest.mark.parametrize("name", ["data/stories260K-f32", "golden/arch/tiny-llama-ropefreqs", "golden/arch/tiny-qwen2",
+                                  "golden/arch/tiny-qwen3", "golden/quant/llama-Q4_K_M"])  # fmt: skip
+def test_other_models_with_ordinary_keys_are_left_alone(shared: Path, name: str) -> None:
+    unchanged(shared / f"{name}.gguf")
+
+
+def heads_of(llm: LLM, text: str, n: int) -> list[tuple[F32, F32]]:
+    """Each layer's q and k (n, n_kv_heads, head_dim) after RoPE on a text, one query head for each KV head."""
+    found = []
+
+    def attend(layer: int, q: F32, k: F32, v: F32) -> F32:
+        found.append((q[:, :: q.shape[1] // k.shape[1]].copy(), k.copy()))
+        return store(layer, q, k, v)
+
+    with llm.cache.step(n) as (pos, store):
+        llm.sequence.model.forward(np.array(llm.tokenize(text)[:n], np.int32), pos, attend, slice(0, 0))
+    llm.reset()
+    return found
+
+
+@pytest.mark.parametrize("layer", [LayerFormat(), LayerFormat(rotate_k=True), LayerFormat(type_k="q8_0")])
+def test_the_prediction_holds_on_real_text(layer: LayerFormat) -> None:
+    """Queries and keys of real text are twice as long as those drawn, which cancels. What does not is a part that the
+    keys of trained heads have in common without any bias: 1.0 times the prediction in the first layers, 2.5 at most."""
+    llm = mixkv.load(n_threads=1, dense=True)
+    n, half = 192, len(PROSE) // 2
+    with open_gguf(demo_model()) as gguf:
+        drawn = [sample_heads(gguf, llm.config, i) for i in range(llm.config.n_layers)]
+    for sample, (q, k), (_, other) in zip(drawn, heads_of(llm, PROSE, n), heads_of(llm, PROSE[half:], n), strict=True):
+        assert sample is not None
+        real = score_loss(HeadSample(q[8:], k[8:], other[8:], 0, 0), layer, llm.config.attention_scale)
+        assert 0.9 < real / score_loss(sample, layer, llm.config.attention_scale) < 3
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q4_0", "Q8_0"])
+def test_norms_from_some_columns_are_nearly_those_from_all(tmp_path: Path, kind: str) -> None:
+    rows, cols, ggml_type = 96, 2048, GGMLQuantizationType[kind]
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((rows, cols)).astype(np.float32) * np.linspace(0.1, 3, rows, dtype=np.float32)[:, None]
+    gain = np.exp(0.5 * rng.standard_normal(cols)).astype(np.float32)
+    packed = quantize(w, ggml_type)
+    wanted = np.linalg.norm(dequantize(packed, ggml_type) * gain, axis=1)
+    path = tmp_path / "w.gguf"
+    write_gguf(path, {"general.architecture": "llama"}, {"w": Packed((cols, rows), ggml_type, packed.tobytes())})
+    with open_gguf(path) as gguf:
+        some = np.array([5, 7, 90])
+        found = _row_norms(gguf, "w", (rows, cols), some, gain)
+        assert found is not None
+        np.testing.assert_allclose(found, wanted[some], rtol=0.15)
+        assert _row_norms(gguf, "w", (rows, cols + 32), some, gain) is None
+
+
+def test_only_slices_are_dequantized_and_it_is_quick(tmp_path: Path) -> None:
+    """The matrices for queries and keys of this layer are 21 MB."""
+    path = random_llama(tmp_path / "wide.gguf", n_embd=2048, head_dim=64, n_heads=32, n_kv_heads=8, n_layers=1, n_ff=16)
+    with open_gguf(path) as gguf:
+        start = time.process_time()
+        plan_layers(gguf, MIXED)
+        assert time.process_time() - start < 0.5
+        tracemalloc.start()
+        plan_layers(gguf, MIXED)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 6 << 20
+
+
+def broken(name: str, tensors: Tensors) -> None:
+    tensor = tensors[name]
+    assert isinstance(tensor, np.ndarray)
+    tensor.reshape(-1)[:] = np.nan
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda t, name=name: t.pop(name) for name in ("blk.0.attn_k.weight", "blk.0.attn_norm.weight")),
+        lambda t: t.update({"blk.0.attn_q.weight": np.zeros((7, 32), np.float32)}),
+        lambda t: t.update({"blk.0.attn_k.bias": np.zeros(5, np.float32)}),
+        *(lambda t, name=name: broken(name, t) for name in ("blk.0.attn_k.weight", "blk.0.attn_norm.weight")),
+        lambda t: t.update({"blk.0.attn_k.bias": np.full(16, np.inf, np.float32)}),
+        lambda t: t.update({"blk.0.attn_k.bias": np.full(16, 3e38, np.float32)}),
+        lambda t: t["blk.0.attn_norm.weight"].fill(0),
+    ],
+)  # fmt: skip
+def test_weights_that_tell_nothing_change_nothing(tmp_path: Path, damage: Any) -> None:
+    """What is wrong with them loading says; the plan makes neither noise nor a decision."""
+    metadata, tensors = tiny_llama()
+    damage(tensors)
+    with open_gguf(write_gguf(tmp_path / "broken.gguf", metadata, tensors)) as gguf, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan = plan_layers(gguf, MIXED)
+    assert not any(p.changed for p in plan)
+    assert plan[1].losses, "the other layer is planned as ever"
