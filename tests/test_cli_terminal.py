@@ -81,7 +81,8 @@ def test_a_chat_at_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_leaves() -> Non
     chat.read(until=r"\n[^\n]*> ")
     time.sleep(0.5)  # readline draws its prompt a moment before it listens for signals
     chat.type("\x03")
-    chat.read(until="/exit leaves")
+    chat.read(until=r"/exit leaves[^>]*> ")
+    time.sleep(0.5)
     chat.type("\x04")
     result = chat.end()
     assert result.status == 0
