@@ -34,8 +34,8 @@ static inline int padded_dim(int head_dim) { return round_up_int(head_dim, 32); 
 // Rows that row buffers have room for: matrix units work on 16 rows and may fill what is beyond the last with anything.
 static inline int padded_rows(int n_rows) { return n_rows > 16 ? round_up_int(n_rows, 16) : n_rows; }
 
-// Running state of some rows: m is the largest score so far times log2(e), weights are 2^(score * log2(e) - m), s is kept
-// in 16 lanes whose sum counts; acc has `pitch` floats a row.
+// Running state of some rows: m is a reference, times log2(e), that no score so far exceeds by more than the slack given
+// to softmax; weights are 2^(score * log2(e) - m), s is kept in 16 lanes whose sum counts; acc has `pitch` floats a row.
 struct StateRows {
     float *m, *s, *acc;
     int pitch;
@@ -49,6 +49,7 @@ struct SoftmaxArgs {
     const float* bias;              // [n_queries][64], added (times slope), or null
     const float* distance;          // per query: position of key 0 minus position of the query; ALiBi where bias is null
     const float* scale;             // per row: QueryRows::scale
+    float slack;                    // how far (in base 2) scores may exceed the reference before it is raised to the largest
     float* x;                       // [rows][64]: q . k in, weights out; entries outside first..stop become 0
     StateRows state;
 };
@@ -76,14 +77,17 @@ struct AttnOps {
     void (*leave)();
     // x[r][0..16) = q_r . k_t for rows r0..r1 of the block
     void (*qk[n_cache_types])(const QueryRows& q, int r0, int r1, const uint8_t* tile, float* x);
-    // where not null: the same for all rows and the four tiles of a block at once
+    // where not null: the same numbers for all rows and the four tiles of a block at once
     void (*qk_block[n_cache_types])(const QueryRows& q, const uint8_t* const* tiles, float* x);
     void (*softmax)(const SoftmaxArgs& args);
     // acc[r] += sum over t in t0..t1 of x[r][t] v_t, t rising
     void (*pv[n_cache_types])(const float* x, int r0, int r1, const uint8_t* tile, int head_dim, int t0, int t1,
                               const StateRows& state);
-    // where not null, the driver uses this instead of pv for cold tiles of the type
-    void (*pv_block[n_cache_types])(const ValueBlock& block);
+    // where not null: the same numbers for all rows and the four tiles of a block at once
+    void (*pv_block[n_cache_types])(const float* x, int n_rows, const uint8_t* const* tiles, int head_dim,
+                                    const StateRows& state);
+    // where not null: takes the place of both for cold tiles of the type, with an order of summation of its own
+    void (*pv_matrix[n_cache_types])(const ValueBlock& block);
     // a := a merged with b, row by row (kv-cache.md section 6)
     void (*merge)(int n_rows, int head_dim, const StateRows& a, const StateRows& b);
     float (*sum_lanes)(const float* s);  // the sum of 16 lanes

@@ -82,6 +82,9 @@ private:
     int64_t stop_key(int64_t query) const { return p_.causal ? p_.pos + query + 1 : p_.n_keys; }
     int64_t hot_from(int64_t query) const { return p_.hot_from ? p_.hot_from[query] : p_.n_keys; }
 
+    // whether the range's first query reads the tile at `base` in the hot form
+    bool is_hot(const QueryRange& r, int64_t base) const { return base < p_.sink_tokens || base >= hot_from(r.first); }
+
     size_t query_bytes(int n_rows) const;
     size_t state_bytes(int n_rows) const;
     QueryRows take_queries(Arena& arena, int n_rows) const;
@@ -192,7 +195,7 @@ const uint8_t* Attention::tile_at(Side side, int64_t position, int head, bool ho
 int Attention::plan_tile(const QueryRange& r, const BlockScratch& b, int64_t base, int tile) const {
     const int from = tile * tile_tokens, to = from + tile_tokens;
     if (b.alike) {
-        b.runs[0] = {0, int(r.stop - r.first), 0, tile_tokens, base < p_.sink_tokens || base >= hot_from(r.first)};
+        b.runs[0] = {0, int(r.stop - r.first), 0, tile_tokens, is_hot(r, base)};
         return 1;
     }
     int n = 0;
@@ -234,12 +237,12 @@ bool Attention::plan_block(const QueryRange& r, int64_t base, int64_t limit, Blo
 }
 
 void Attention::add_scores(const QueryRange& r, const QueryRows& q, int64_t base, const BlockScratch& b) const {
-    const auto whole = ops_.qk_block[p_.format.type_k];
-    if (whole && b.alike && base >= p_.sink_tokens && base < hot_from(r.first)) {
+    if (b.alike) {
+        const bool hot = is_hot(r, base);
+        const auto whole = ops_.qk_block[hot ? p_.format.hot_k : p_.format.type_k];
         const uint8_t* tiles[tiles_per_block];
-        for (int t = 0; t < tiles_per_block; ++t) tiles[t] = tile_at(side_k, base + t * tile_tokens, r.kv_head, false);
-        whole(q, tiles, b.x);
-        return;
+        for (int t = 0; t < tiles_per_block; ++t) tiles[t] = tile_at(side_k, base + t * tile_tokens, r.kv_head, hot);
+        if (whole) return whole(q, tiles, b.x);
     }
     for (int t = 0; t < tiles_per_block; ++t) {
         const int n_runs = plan_tile(r, b, base, t);
@@ -252,7 +255,15 @@ void Attention::add_scores(const QueryRange& r, const QueryRows& q, int64_t base
 }
 
 void Attention::add_values(const QueryRange& r, int64_t base, const BlockScratch& b, const StateRows& state) const {
-    const auto matrix = ops_.pv_block[p_.format.type_v];
+    const auto matrix = ops_.pv_matrix[p_.format.type_v];
+    if (const bool hot = is_hot(r, base); b.alike && (hot || !matrix)) {
+        const CacheType type = hot ? p_.format.hot_v : p_.format.type_v;
+        // few rows lose more by the larger scratch than they gain, where unpacking is cheap
+        const auto whole = is_float_type(type) && rows(r) <= 8 ? nullptr : ops_.pv_block[type];
+        const uint8_t* tiles[tiles_per_block];
+        for (int t = 0; t < tiles_per_block; ++t) tiles[t] = tile_at(side_v, base + t * tile_tokens, r.kv_head, hot);
+        if (whole) return whole(b.x, rows(r), tiles, p_.head_dim_v, state);
+    }
     ValueBlock block{b.x, int(r.stop - r.first), group(), p_.head_dim_v, {}, b.readers, state};
     bool any_cold = false;
     std::fill_n(b.readers, block.n_queries, uint8_t(0));
@@ -289,12 +300,16 @@ void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyR
     b.runs = arena.take<Run>(n);
     b.readers = arena.take<uint8_t>(n);
     const float* slopes = p_.slopes ? p_.slopes + r.kv_head * g : nullptr;
+    // rescaling a state for every small rise of the maximum costs more than weights that may reach 2^8; but a state that
+    // is handed out has the true maximum as its m
+    const float slack = p_.out ? 8.0f : 0.0f;
     clear(state, rows(r));
     ops_.enter(rows(r));
     for (int64_t base = keys.start; base < keys.stop; base += block_keys) {
         if (!plan_block(r, base, keys.stop, b)) continue;
         add_scores(r, q, base, b);
-        ops_.softmax({int(n), g, b.first, b.stop, p_.softcap, slopes, p_.mask ? b.bias : nullptr, b.distance, q.scale, b.x,
+        ops_.softmax({int(n), g, b.first, b.stop, p_.softcap, slopes, p_.mask ? b.bias : nullptr, b.distance, q.scale,
+                      slack, b.x,
                       state});
         add_values(r, base, b, state);
     }

@@ -29,9 +29,9 @@ enum Side : int { side_k, side_v };
 constexpr int tile_tokens = 16;
 constexpr int block_dims = 32;
 
-static inline int round_up_int(int n, int to) { return (n + to - 1) / to * to; }
-static inline int n_blocks(int head_dim) { return (head_dim + block_dims - 1) / block_dims; }
-static inline bool is_float_type(CacheType t) { return t == cache_f32 || t == cache_f16; }
+static constexpr int round_up_int(int n, int to) { return (n + to - 1) / to * to; }
+static constexpr int n_blocks(int head_dim) { return (head_dim + block_dims - 1) / block_dims; }
+static constexpr bool is_float_type(CacheType t) { return t == cache_f32 || t == cache_f16; }
 
 // Bytes of one row in GGML's order.
 static inline size_t row_bytes(CacheType type, int head_dim) {

@@ -60,21 +60,21 @@ struct alignas(64) KeyScratch {
     int32_t sums[4][2][16 * 16];               // [product in flight][block of 32 dims]
 };
 
-// Products of one tile and 16 rows (or all, if they are fewer) over one or two blocks of dims. The tile's codes are in
-// registers 4 and 5.
-static inline void key_product(const QueryRows& q, int r0, int b, bool both, int32_t (*sums)[16 * 16]) {
-    const size_t pitch = size_t(q.blocks) * 64;
-    const int8_t* codes = q.codes + size_t(r0) * pitch + size_t(b) * 64;
-    _tile_zero(0);
-    _tile_loadd(2, codes, pitch);
-    _tile_dpbssd(0, 2, 4);
-    _tile_stored(0, sums[0], 64);
-    if (!both) return;
-    _tile_zero(1);
-    _tile_loadd(3, codes + 64, pitch);
-    _tile_dpbssd(1, 3, 5);
-    _tile_stored(1, sums[1], 64);
-}
+// Products of one tile and 16 rows (or all, if they are fewer) over one or two blocks of dims, in registers C0 and C1. The
+// tile's codes are in registers 4 and 5. A macro, because gcc's intrinsics take register numbers as text only.
+#define MIXKV_KEY_PRODUCT(C0, C1, codes, pitch, both, sums) \
+    do {                                                    \
+        _tile_zero(C0);                                     \
+        _tile_loadd(2, codes, pitch);                       \
+        if (both) {                                         \
+            _tile_zero(C1);                                 \
+            _tile_loadd(3, (codes) + 64, pitch);            \
+        }                                                   \
+        _tile_dpbssd(C0, 2, 4);                             \
+        if (both) _tile_dpbssd(C1, 3, 5);                   \
+        _tile_stored(C0, (sums)[0], 64);                    \
+        if (both) _tile_stored(C1, (sums)[1], 64);          \
+    } while (0)
 
 // scores += integer sums times the scales of the tile
 static inline void scale_products(const QueryRows& q, int rows, int b, bool both, const uint8_t* tile,
@@ -96,6 +96,7 @@ static inline void scale_products(const QueryRows& q, int rows, int b, bool both
 static void key_products(const QueryRows& q, int r0, int n_row_tiles, const uint8_t* const* tiles, int n_tiles, float* x) {
     static thread_local KeyScratch m;
     const int rows = q.n_rows < 16 ? q.n_rows : 16, n = n_row_tiles * n_tiles;
+    const size_t pitch = size_t(q.blocks) * 64;
     for (int b = 0; b < q.blocks; b += 2) {
         const bool both = b + 1 < q.blocks;
         for (int t = 0; t < n_tiles; ++t)
@@ -108,7 +109,11 @@ static void key_products(const QueryRows& q, int r0, int n_row_tiles, const uint
                     _tile_loadd(4, m.keys[i / n_row_tiles][0], 64);
                     if (both) _tile_loadd(5, m.keys[i / n_row_tiles][1], 64);
                 }
-                key_product(q, r0 + i % n_row_tiles * 16, b, both, m.sums[i - start]);
+                const int8_t* codes = q.codes + size_t(r0 + i % n_row_tiles * 16) * pitch + size_t(b) * 64;
+                if (i % 2 && rows == 16)  // two pairs of registers in turn: nobody waits for a store to end
+                    MIXKV_KEY_PRODUCT(6, 7, codes, pitch, both, m.sums[i - start]);
+                else
+                    MIXKV_KEY_PRODUCT(0, 1, codes, pitch, both, m.sums[i - start]);
             }
             written(&m);
             for (int i = start; i < stop; ++i) {
@@ -126,11 +131,10 @@ static void qk_q4_matrix(const QueryRows& q, int r0, int r1, const uint8_t* tile
 }
 
 static void qk_q4_block(const QueryRows& q, const uint8_t* const* tiles, float* x) {
-    if (q.n_rows > 2) {
+    if (q.n_rows > 2)
         key_products(q, 0, (q.n_rows + 15) / 16, tiles, tiles_per_block, x);
-    } else {
-        for (int t = 0; t < tiles_per_block; ++t) qk_int<cache_q4_0>(q, 0, q.n_rows, tiles[t], x + t * tile_tokens);
-    }
+    else
+        qk_int_block<cache_q4_0>(q, tiles, x);
 }
 
 // Codes of 16 tokens and 32 dims as bf16 numbers - 8 .. 7: for each half of 16 dims, 8 rows (pairs of tokens) of 16 dims

@@ -23,15 +23,20 @@ static inline V load_k(const uint16_t* p) { return vload_half(p); }
 template <int R, class T>
 static inline void qk_float_tile(const QueryRows& q, int r0, const T* tile, float* x) {
     V acc[R][4];
+    MIXKV_UNROLL
     for (int r = 0; r < R; ++r)
+        MIXKV_UNROLL
         for (int c = 0; c < 4; ++c) acc[r][c] = vset(0.0f);
     const float* row = q.q + size_t(r0) * q.pitch;
     for (int d = 0; d < q.head_dim; d += 4)
+        MIXKV_UNROLL
         for (int c = 0; c < 4; ++c) {
             if (sizeof(T) == 4 || c % 2 == 0) ask_ahead(tile + (d + c) * tile_tokens);
             const V k = load_k(tile + (d + c) * tile_tokens);
+            MIXKV_UNROLL
             for (int r = 0; r < R; ++r) acc[r][c] = vfma(vset(row[r * q.pitch + d + c]), k, acc[r][c]);
         }
+    MIXKV_UNROLL
     for (int r = 0; r < R; ++r)
         vstore(x + r * block_keys, vadd(vadd(acc[r][0], acc[r][1]), vadd(acc[r][2], acc[r][3])));
 }
@@ -63,9 +68,11 @@ template <int R>
 struct Dots {  // integer dot products of R rows with 16 tokens, high and low parts
     __m512i hi[R], lo[R];
     inline void clear(const int32_t* offset, size_t pitch) {
+        MIXKV_UNROLL
         for (int r = 0; r < R; ++r) hi[r] = _mm512_setzero_si512(), lo[r] = _mm512_set1_epi32(offset[r * pitch]);
     }
     inline void add(__m512i k, const int8_t* q, size_t pitch) {
+        MIXKV_UNROLL
         for (int r = 0; r < R; ++r) {
             hi[r] = _mm512_dpbusd_epi32(hi[r], k, _mm512_set1_epi32(four_bytes(q + r * pitch)));
             lo[r] = _mm512_dpbusd_epi32(lo[r], k, _mm512_set1_epi32(four_bytes(q + r * pitch + 32)));
@@ -170,14 +177,17 @@ static inline void qk_int_tile(const QueryRows& q, int r0, const uint8_t* tile, 
     const size_t pitch = size_t(q.blocks) * 64, block_bytes = type == cache_q8_0 ? 512 : 256;
     const auto* scales = reinterpret_cast<const uint16_t*>(tile + q.blocks * block_bytes);
     V score[R];
+    MIXKV_UNROLL
     for (int r = 0; r < R; ++r) score[r] = vset(0.0f);
     for (int b = 0; b < q.blocks; ++b) {
         Dots<R> dots;
         block_dots<type>(dots, tile + b * block_bytes, q.codes + r0 * pitch + size_t(b) * 64, pitch,
                          q.offset + r0 * q.blocks + b, size_t(q.blocks));
         const V d = vload_half(scales + b * tile_tokens);
+        MIXKV_UNROLL
         for (int r = 0; r < R; ++r) score[r] = vfma(dots.template total<type>(r), d, score[r]);
     }
+    MIXKV_UNROLL
     for (int r = 0; r < R; ++r) vstore(x + r * block_keys, score[r]);
 }
 
@@ -191,5 +201,74 @@ static void qk_int(const QueryRows& q, int r0, int r1, const uint8_t* tile, floa
         for (; r + 4 <= r1; r += 4, x += 4 * block_keys) qk_int_tile<type, 4>(q, r, tile, x);
     for (; r < r1; ++r, x += block_keys) qk_int_tile<type, 1>(q, r, tile, x);
 }
+
+#if defined(__AVX512VNNI__)
+
+// The operands of one block of 32 dims of a q4_0 tile, one code a byte, in the order of q8_0.
+static inline void unpack_k(const uint8_t* codes, uint8_t* out) {
+    const __m512i nibble = _mm512_set1_epi8(15);
+    for (int j = 0; j < 4; ++j) {
+        ask_ahead(codes + j * 64);
+        const __m512i two = _mm512_loadu_si512(codes + j * 64);
+        _mm512_store_si512(out + j * 64, _mm512_and_si512(two, nibble));
+        _mm512_store_si512(out + (j + 4) * 64, _mm512_and_si512(_mm512_srli_epi16(two, 4), nibble));
+    }
+}
+
+// R rows and two tiles, one block of dims: x = (first ? 0 : x) + integer dot product * d. Each part of a query that is
+// broadcast serves both tiles.
+template <CacheType type, int R>
+static inline void qk_pair(const uint8_t* k0, const uint8_t* k1, const int8_t* q, size_t pitch, const int32_t* offset,
+                           size_t offset_pitch, V d0, V d1, bool first, bool ask, float* x) {
+    Dots<R> dots[2];
+    dots[0].clear(offset, offset_pitch);
+    dots[1].clear(offset, offset_pitch);
+    for (int j = 0; j < 8; ++j) {
+        if (ask) ask_ahead(k0 + j * 64), ask_ahead(k1 + j * 64);
+        const __m512i a = _mm512_loadu_si512(k0 + j * 64), b = _mm512_loadu_si512(k1 + j * 64);
+        dots[0].add(a, q + 4 * j, pitch);
+        dots[1].add(b, q + 4 * j, pitch);
+    }
+    MIXKV_UNROLL
+    for (int r = 0; r < R; ++r) {
+        float* to = x + r * block_keys;
+        vstore(to, vfma(dots[0].template total<type>(r), d0, first ? vset(0.0f) : vload(to)));
+        vstore(to + 16, vfma(dots[1].template total<type>(r), d1, first ? vset(0.0f) : vload(to + 16)));
+    }
+}
+
+// All rows and the four tiles of a block, the same numbers as four times qk_int.
+template <CacheType type>
+static void qk_int_block(const QueryRows& q, const uint8_t* const* tiles, float* x) {
+    alignas(64) uint8_t unpacked[tiles_per_block][512];
+    const size_t pitch = size_t(q.blocks) * 64, block_bytes = type == cache_q8_0 ? 512 : 256;
+    for (int b = 0; b < q.blocks; ++b) {
+        const uint8_t* codes[tiles_per_block];
+        V d[tiles_per_block];
+        for (int t = 0; t < tiles_per_block; ++t) {
+            const uint8_t* scales = tiles[t] + q.blocks * block_bytes + b * tile_tokens * 2;
+            d[t] = vload_half(reinterpret_cast<const uint16_t*>(scales));
+            ask_ahead(scales);
+            codes[t] = tiles[t] + b * block_bytes;
+            if constexpr (type == cache_q4_0) {
+                unpack_k(codes[t], unpacked[t]);
+                codes[t] = unpacked[t];
+            }
+        }
+        for (int t = 0; t < tiles_per_block; t += 2) {
+            auto run = [&]<int R>(int r) {
+                qk_pair<type, R>(codes[t], codes[t + 1], q.codes + r * pitch + size_t(b) * 64, pitch,
+                                 q.offset + r * q.blocks + b, size_t(q.blocks), d[t], d[t + 1], b == 0,
+                                 type == cache_q8_0 && r == 0, x + r * block_keys + t * tile_tokens);
+            };
+            int r = 0;
+            for (; r + 4 <= q.n_rows; r += 4) run.template operator()<4>(r);
+            if (q.n_rows - r >= 2) run.template operator()<2>(r), r += 2;
+            if (r < q.n_rows) run.template operator()<1>(r);
+        }
+    }
+}
+
+#endif
 
 }  // namespace mixkv::MIXKV_ISA

@@ -17,6 +17,9 @@
 
 namespace mixkv::MIXKV_ISA {
 
+// Loops over rows and registers must vanish: gcc keeps arrays of vectors in registers only when no index is left.
+#define MIXKV_UNROLL _Pragma("GCC unroll 8")
+
 // Asks for what a stream of tiles will need about a block of 64 keys later. A few rows compute faster than memory
 // answers, and the hardware's own prefetching starts anew every 4 KiB; asked for line by line and into the second cache,
 // the wait for memory shrank from 60 % of a decode step to a third (1B shape, 8,192 keys, one thread).
@@ -50,10 +53,10 @@ static inline V vkeep_neg_inf(V where, V value) {  // -inf where `where` is -inf
     const V inf = _mm512_set1_ps(-INFINITY);
     return _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(where, inf, _CMP_EQ_OQ), inf);
 }
-static inline bool vall_at_most_zero(V a, V b, V c, V d) {  // false for NaN
-    const V zero = _mm512_setzero_ps();
-    const unsigned ab = _mm512_cmp_ps_mask(a, zero, _CMP_NLE_UQ) | _mm512_cmp_ps_mask(b, zero, _CMP_NLE_UQ);
-    const unsigned cd = _mm512_cmp_ps_mask(c, zero, _CMP_NLE_UQ) | _mm512_cmp_ps_mask(d, zero, _CMP_NLE_UQ);
+static inline bool vall_at_most(V a, V b, V c, V d, float limit) {  // false for NaN
+    const V l = _mm512_set1_ps(limit);
+    const unsigned ab = _mm512_cmp_ps_mask(a, l, _CMP_NLE_UQ) | _mm512_cmp_ps_mask(b, l, _CMP_NLE_UQ);
+    const unsigned cd = _mm512_cmp_ps_mask(c, l, _CMP_NLE_UQ) | _mm512_cmp_ps_mask(d, l, _CMP_NLE_UQ);
     return (ab | cd) == 0;
 }
 static inline bool vany_nan(V x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q) != 0; }
@@ -142,8 +145,8 @@ static inline V vkeep_neg_inf(V w, V value) {
     return {_mm256_blendv_ps(value.a, inf, _mm256_cmp_ps(w.a, inf, _CMP_EQ_OQ)),
             _mm256_blendv_ps(value.b, inf, _mm256_cmp_ps(w.b, inf, _CMP_EQ_OQ))};
 }
-static inline bool vall_at_most_zero(V a, V b, V c, V d) {
-    auto above = [](__m256 x) { return _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_NLE_UQ); };
+static inline bool vall_at_most(V a, V b, V c, V d, float limit) {
+    auto above = [l = _mm256_set1_ps(limit)](__m256 x) { return _mm256_cmp_ps(x, l, _CMP_NLE_UQ); };
     const __m256 ab = _mm256_or_ps(_mm256_or_ps(above(a.a), above(a.b)), _mm256_or_ps(above(b.a), above(b.b)));
     const __m256 cd = _mm256_or_ps(_mm256_or_ps(above(c.a), above(c.b)), _mm256_or_ps(above(d.a), above(d.b)));
     return _mm256_movemask_ps(_mm256_or_ps(ab, cd)) == 0;
@@ -244,9 +247,9 @@ static inline V vscale2(V x, V n) {
 }
 static inline V vzero_below(V x, float limit, V value) { MIXKV_LANES(x.v[i] < limit ? 0.0f : value.v[i]) }
 static inline V vkeep_neg_inf(V w, V value) { MIXKV_LANES(w.v[i] == -INFINITY ? -INFINITY : value.v[i]) }
-static inline bool vall_at_most_zero(V a, V b, V c, V d) {
+static inline bool vall_at_most(V a, V b, V c, V d, float l) {
     bool all = true;
-    for (int i = 0; i < 16; ++i) all &= a.v[i] <= 0.0f && b.v[i] <= 0.0f && c.v[i] <= 0.0f && d.v[i] <= 0.0f;
+    for (int i = 0; i < 16; ++i) all &= a.v[i] <= l && b.v[i] <= l && c.v[i] <= l && d.v[i] <= l;
     return all;
 }
 static inline bool vany_nan(V x) {
@@ -274,7 +277,7 @@ static inline V vnibble(I w, int n) { MIXKV_LANES(float(int(uint32_t(w.v[i]) >> 
 
 #endif
 
-// 2^x for x <= 0 (or a rounding above), within 1.5e-7: x = n + r, |r| <= 1/2, and a polynomial of degree 5 in r fitted for
+// 2^x for x <= 120, within 1.5e-7: x = n + r, |r| <= 1/2, and a polynomial of degree 5 in r fitted for
 // the least relative error (9e-8). Below -126 the result is exactly 0, so that no denormal slows the products down; so
 // 2^-inf = 0, and NaN stays NaN.
 static inline V vexp2(V x) {

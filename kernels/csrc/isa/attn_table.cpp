@@ -28,60 +28,74 @@ static inline V finish_score(const SoftmaxArgs& a, V x, int query, float slope, 
     return x;
 }
 
-// The state of a row after its maximum has risen to m.
-static void raise_max(const StateRows& state, int row, float m) {
-    const float shrink = exp2_one(state.m[row] - m);
-    scale_row(state.s + row * 16, 16, shrink);
-    scale_row(state.acc + size_t(row) * state.pitch, state.pitch, shrink);
-    state.m[row] = m;
+// Finished scores (times log2(e) they are in base 2) in place of the products, for what is not plain.
+static void finish_row(const SoftmaxArgs& a, int query, int row, float slope) {
+    float* x = a.x + size_t(row) * block_keys;
+    for (int i = 0; i < tiles_per_block; ++i)
+        vstore(x + 16 * i, finish_score(a, vmul(vload(x + 16 * i), vset(a.scale[row])), query, slope, i));
 }
 
-// Four times 16 scores (times `scale`: in base 2) of the visible keys; a NaN among them becomes the maximum.
-static float block_max(const V* x, float scale, int first, int stop) {
+// Raises the reference m of a row to the largest visible score of this block (in base 2; a NaN counts as the largest, so
+// that it is not lost) and its state with it.
+__attribute__((noinline)) static void raise_reference(const SoftmaxArgs& a, int query, int row, float scale) {
+    const float* x = a.x + size_t(row) * block_keys;
     V y[tiles_per_block];
     bool nan = false;
     for (int i = 0; i < tiles_per_block; ++i) {
-        y[i] = vlanes(vmul(x[i], vset(scale)), first - 16 * i, stop - 16 * i, -INFINITY);
+        y[i] = vlanes(vmul(vload(x + 16 * i), vset(scale)), a.first[query] - 16 * i, a.stop[query] - 16 * i, -INFINITY);
         nan |= vany_nan(y[i]);
     }
-    return nan ? NAN : hmax(vmax(vmax(y[0], y[1]), vmax(y[2], y[3])));
+    const float most = nan ? NAN : hmax(vmax(vmax(y[0], y[1]), vmax(y[2], y[3]))), old = a.state.m[row];
+    if (most <= old) return;
+    a.state.m[row] = most;
+    if (old == -INFINITY) return;  // nothing to rescale yet
+    const float shrink = exp2_one(old - most);
+    scale_row(a.state.s + row * 16, 16, shrink);
+    scale_row(a.state.acc + size_t(row) * a.state.pitch, a.state.pitch, shrink);
 }
 
-// The maximum rarely rises after the first blocks: it is looked for only where some score exceeds it.
-static inline void softmax_row(const SoftmaxArgs& a, int query, int row, float slope) {
-    float* weights = a.x + size_t(row) * block_keys;
-    const int first = a.first[query], stop = a.stop[query];
-    const bool partial = first > 0 || stop < block_keys, plain = !a.bias && !a.slopes && a.softcap <= 0.0f;
-    const float scale = plain ? a.scale[row] : log2_e;
-    V x[tiles_per_block], t[tiles_per_block];
+// Scores minus the reference, in base 2.
+template <bool partial>
+static inline void relative_scores(const float* x, float scale, float m, int first, int stop, V* t) {
     for (int i = 0; i < tiles_per_block; ++i) {
-        x[i] = vload(weights + 16 * i);
-        if (!plain) x[i] = finish_score(a, vmul(x[i], vset(a.scale[row])), query, slope, i);
+        t[i] = vfma(vload(x + 16 * i), vset(scale), vset(-m));
+        if (partial) t[i] = vlanes(t[i], first - 16 * i, stop - 16 * i, -INFINITY);
     }
-    auto relative = [&](float m) {
-        for (int i = 0; i < tiles_per_block; ++i) {
-            t[i] = vfma(x[i], vset(scale), vset(-m));
-            if (partial) t[i] = vlanes(t[i], first - 16 * i, stop - 16 * i, -INFINITY);
-        }
-    };
-    relative(a.state.m[row]);
-    if (!vall_at_most_zero(t[0], t[1], t[2], t[3])) {
-        const float most = block_max(x, scale, first, stop);
-        if (!(most <= a.state.m[row])) raise_max(a.state, row, most);
-        relative(a.state.m[row]);
+}
+
+template <bool partial>
+static inline void softmax_row(const SoftmaxArgs& a, int query, int row, float scale) {
+    float* x = a.x + size_t(row) * block_keys;
+    const int first = a.first[query], stop = a.stop[query];
+    V t[tiles_per_block];
+    relative_scores<partial>(x, scale, a.state.m[row], first, stop, t);
+    if (!vall_at_most(t[0], t[1], t[2], t[3], a.slack)) {
+        raise_reference(a, query, row, scale);
+        relative_scores<partial>(x, scale, a.state.m[row], first, stop, t);
+        if (a.state.m[row] == -INFINITY)  // nothing visible has a weight
+            for (int i = 0; i < tiles_per_block; ++i) t[i] = vset(-INFINITY);
     }
     for (int i = 0; i < tiles_per_block; ++i) {
         t[i] = vexp2(t[i]);
-        vstore(weights + 16 * i, t[i]);
+        vstore(x + 16 * i, t[i]);
     }
     float* s = a.state.s + row * 16;
     vstore(s, vadd(vload(s), vadd(vadd(t[0], t[1]), vadd(t[2], t[3]))));
 }
 
 static void softmax(const SoftmaxArgs& a) {
+    const bool plain = !a.bias && !a.slopes && a.softcap <= 0.0f;
     for (int i = 0; i < a.n_queries; ++i) {
         if (a.first[i] >= a.stop[i]) continue;
-        for (int g = 0; g < a.group; ++g) softmax_row(a, i, i * a.group + g, a.slopes ? a.slopes[g] : 1.0f);
+        const bool partial = a.first[i] > 0 || a.stop[i] < block_keys;
+        for (int row = i * a.group; row < (i + 1) * a.group; ++row) {
+            if (!plain) finish_row(a, i, row, a.slopes ? a.slopes[row - i * a.group] : 1.0f);
+            const float scale = plain ? a.scale[row] : log2_e;
+            if (partial)
+                softmax_row<true>(a, i, row, scale);
+            else
+                softmax_row<false>(a, i, row, scale);
+        }
     }
 }
 
@@ -109,12 +123,20 @@ static void finalize_row(const float* acc, float s, int head_dim, float* out) {
 static void enter(int) {}
 static void leave() {}
 #define MIXKV_QK_Q4 qk_int<cache_q4_0>
-#define MIXKV_QK_BLOCK_Q4 nullptr
-#define MIXKV_PV_BLOCK_Q4 nullptr
+#define MIXKV_PV_MATRIX_Q4 nullptr
 #else
 #define MIXKV_QK_Q4 qk_q4_matrix
+#define MIXKV_PV_MATRIX_Q4 pv_q4_matrix
+#endif
+#if defined(__AMX_INT8__)
+#define MIXKV_QK_BLOCK_Q8 qk_int_block<cache_q8_0>
 #define MIXKV_QK_BLOCK_Q4 qk_q4_block
-#define MIXKV_PV_BLOCK_Q4 pv_q4_matrix
+#elif defined(__AVX512VNNI__)
+#define MIXKV_QK_BLOCK_Q8 qk_int_block<cache_q8_0>
+#define MIXKV_QK_BLOCK_Q4 qk_int_block<cache_q4_0>
+#else
+#define MIXKV_QK_BLOCK_Q8 nullptr
+#define MIXKV_QK_BLOCK_Q4 nullptr
 #endif
 
 extern const AttnOps attn_table = {
@@ -125,10 +147,11 @@ extern const AttnOps attn_table = {
     enter,
     leave,
     {qk_float<float>, qk_float<uint16_t>, qk_int<cache_q8_0>, MIXKV_QK_Q4},
-    {nullptr, nullptr, nullptr, MIXKV_QK_BLOCK_Q4},
+    {nullptr, nullptr, MIXKV_QK_BLOCK_Q8, MIXKV_QK_BLOCK_Q4},
     softmax,
-    {pv_f32, pv_f16, pv_q8_0, pv_q4_0},
-    {nullptr, nullptr, nullptr, MIXKV_PV_BLOCK_Q4},
+    {pv_f32, pv_tile<cache_f16>, pv_tile<cache_q8_0>, pv_tile<cache_q4_0>},
+    {nullptr, pv_whole<cache_f16>, pv_whole<cache_q8_0>, pv_whole<cache_q4_0>},
+    {nullptr, nullptr, nullptr, MIXKV_PV_MATRIX_Q4},
     merge,
     sum_lanes,
     finalize_row,
