@@ -291,6 +291,15 @@ def test_nan_and_infinity_are_not_hidden(isa: str) -> None:
     assert not np.isfinite(native.linear(x, w)[1]).any()
 
 
+def test_no_tokens(isa: str) -> None:
+    """Empty batches give empty results (they divided by zero once)."""
+    w = native.Weight.pack(np.zeros((32, 34), np.uint8), int(T.Q8_0), 32)
+    none, norm = np.zeros((0, 32), np.float32), np.ones(32, np.float32)
+    assert native.linear(none, w).shape == (0, 32)
+    assert native.embed(w, np.zeros(0, np.int32)).shape == (0, 32)
+    assert native.NormFFN(norm=norm, eps=1e-5, gate=w, up=w, down=w)(none).shape == (0, 32)
+
+
 def test_user_mistakes_are_typed() -> None:
     raw = np.zeros((4, 36), np.uint8)
     with pytest.raises(GGUFError, match="type 999"):

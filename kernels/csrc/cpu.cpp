@@ -130,7 +130,10 @@ Isa current_isa() { return Isa(chosen.load(std::memory_order_relaxed)); }
 
 void set_isa(const std::string& name) {
     std::string can;
-    for (const std::string& s : supported_isas()) can += (can.empty() ? "" : ", ") + s;
+    for (const std::string& s : supported_isas()) {
+        if (!can.empty()) can += ", ";
+        can += s;
+    }
     for (int i = 0; i < n_isas; ++i) {
         if (name != isa_name(Isa(i))) continue;
         if (!isa_supported(Isa(i)))

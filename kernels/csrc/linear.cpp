@@ -26,7 +26,7 @@ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 int token_chunk(const Weight& w, int n) {
     const size_t row = size_t(w.cols()) * (w.float_activations() ? 4 : 1);
     const int fit = int(std::max<size_t>(activation_chunk_bytes / row, 1) / 16 * 16);
-    return n <= 16 ? n : std::clamp(fit, 32, max_tokens);
+    return n <= 16 ? std::max(n, 1) : std::clamp(fit, 32, max_tokens);
 }
 int group_chunk(const Weight& w, int n) {
     return n > 16 ? 2 : panel_groups * int(std::clamp<size_t>(weight_task_bytes / w.panel_bytes(), 1, 16));
