@@ -106,15 +106,18 @@ const char* isa_name(Isa isa) {
 
 bool isa_supported(Isa isa) {
     const Features& f = features();
-    const bool avx2 = f.v2 && f.os_avx && f.avx2 && f.fma && f.f16c && f.bmi2;
-    const bool avx512 =
+    [[maybe_unused]] const bool avx2 = f.v2 && f.os_avx && f.avx2 && f.fma && f.f16c && f.bmi2;
+    [[maybe_unused]] const bool avx512 =
         avx2 && f.os_avx512 && f.avx512f && f.avx512bw && f.avx512dq && f.avx512vl && f.avx512vnni;
-    const bool amx = avx512 && f.os_amx && f.amx_tile && f.amx_int8 && f.amx_bf16 && f.avx512bf16;
-    switch (int(isa)) {
-        case 0: return f.v2;
-        case 1: return avx2;
-        case 2: return avx512;
-        case 3: return amx;
+    [[maybe_unused]] const bool amx = avx512 && f.os_amx && f.amx_tile && f.amx_int8 && f.amx_bf16 && f.avx512bf16;
+    switch (isa) {
+        case Isa::base: return f.v2;
+#if defined(__x86_64__)
+        case Isa::avx2: return avx2;
+        case Isa::avxvnni: return avx2 && f.avx_vnni;
+        case Isa::avx512: return avx512;
+        case Isa::amx: return amx;
+#endif
         default: return false;
     }
 }

@@ -7,7 +7,7 @@
 
 // One entry per tier that CMakeLists.txt builds, in rising order. X(name).
 #if defined(__x86_64__) || defined(_M_X64)
-#define MIXKV_FOR_EACH_ISA(X) X(base) X(avx2) X(avx512) X(amx)
+#define MIXKV_FOR_EACH_ISA(X) X(base) X(avx2) X(avxvnni) X(avx512) X(amx)
 #else
 #define MIXKV_FOR_EACH_ISA(X) X(base)
 #endif

@@ -6,12 +6,14 @@
 #define MIXKV_DECLARE_TABLES(Struct, table)           \
     namespace base { extern const Struct table; }     \
     namespace avx2 { extern const Struct table; }     \
+    namespace avxvnni { extern const Struct table; }  \
     namespace avx512 { extern const Struct table; }   \
     namespace amx { extern const Struct table; }
-#define MIXKV_DEFINE_LOOKUP(Struct, table, lookup)                                                           \
-    const Struct& lookup() {                                                                                 \
-        static const Struct* const all[] = {&base::table, &avx2::table, &avx512::table, &amx::table};        \
-        return *all[int(current_isa())];                                                                     \
+#define MIXKV_DEFINE_LOOKUP(Struct, table, lookup)                                              \
+    const Struct& lookup() {                                                                    \
+        static const Struct* const all[] = {&base::table, &avx2::table, &avxvnni::table,        \
+                                            &avx512::table, &amx::table};                       \
+        return *all[int(current_isa())];                                                        \
     }
 #else
 #define MIXKV_DECLARE_TABLES(Struct, table) \

@@ -1,4 +1,4 @@
-// simd.h in AVX2 + FMA + F16C: every name is a pair of 256-bit halves (rows 0-7, rows 8-15).
+// simd.h in AVX2 + FMA + F16C, with or without AVX-VNNI: every name is a pair of 256-bit halves (rows 0-7, rows 8-15).
 #pragma once
 
 #include <immintrin.h>
@@ -52,6 +52,17 @@ MIXKV_INLINE B64 lookup16(const uint8_t* table, B64 i) {
     return {_mm256_shuffle_epi8(t, i.a), _mm256_shuffle_epi8(t, i.b)};
 }
 
+#if defined(__AVXVNNI__)
+template <int zero>
+MIXKV_INLINE I16 dot_init(int32_t xsum) {
+    const __m256i v = _mm256_set1_epi32(-zero * xsum);
+    return {v, v};
+}
+template <int zero>
+MIXKV_INLINE __m256i dot_half(__m256i acc, __m256i w, __m256i x) {
+    return _mm256_dpbusd_avx_epi32(acc, w, x);
+}
+#else
 // vpmaddubsw adds two products in int16: codes up to 128 fit (2 * 128 * 127 < 32768), wider ones (zero == 128) are made
 // signed first and their sign is moved to the activations.
 template <int zero>
@@ -68,6 +79,7 @@ MIXKV_INLINE __m256i dot_half(__m256i acc, __m256i w, __m256i x) {
     }
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
 }
+#endif
 template <int zero>
 MIXKV_INLINE I16 dot(I16 acc, B64 w, const int8_t* x4) {
     int32_t x;
