@@ -98,7 +98,7 @@ def poison_scratch(on: bool) -> None:
     """Fill attention's scratch memory with NaN before each use (tests)."""
 
 def isa() -> str:
-    """The instruction set in use: base, avx2, avx512 or amx."""
+    """The instruction set in use: base, avx2, avxvnni, avx512 or amx."""
 
 def supported_isas() -> list[str]:
     """Those that this machine can run, in rising order."""
