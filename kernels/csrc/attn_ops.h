@@ -18,10 +18,10 @@ namespace mixkv {
 constexpr int block_keys = 64;
 constexpr int tiles_per_block = block_keys / tile_tokens;
 
-// Queries made ready for the kernels. Row r has pitch = padded_dim(head_dim) floats at q, divided by a factor of its own:
-// a score is scale[r] * (q_r . k). Where K is quantized the factor makes q_r integral to within rounding, and codes has
-// the integers as two int8 each, base * hi + lo, block by block: 32 hi, then 32 lo. offset is -zero * sum(base * hi +
-// lo) for K codes with this zero point.
+// Queries made ready for the kernels. Row r has pitch = padded_dim(head_dim) floats at q, divided by a factor of its
+// own: a score is scale[r] * (q_r . k). Where K is quantized the factor makes q_r integral to within rounding, and
+// codes has the integers as two int8 each, base * hi + lo, block by block: 32 hi, then 32 lo. offset is -zero *
+// sum(base * hi + lo) for K codes with this zero point.
 struct QueryRows {
     int n_rows, head_dim, pitch, blocks;
     float* q;         // [n_rows][pitch]
@@ -34,8 +34,9 @@ static inline int padded_dim(int head_dim) { return round_up_int(head_dim, 32); 
 // Rows that row buffers have room for: matrix units work on 16 rows and may fill what is beyond the last with anything.
 static inline int padded_rows(int n_rows) { return n_rows > 16 ? round_up_int(n_rows, 16) : n_rows; }
 
-// Running state of some rows: m is a reference, times log2(e), that no score so far exceeds by more than the slack given
-// to softmax; weights are 2^(score * log2(e) - m), s is kept in 16 lanes whose sum counts; acc has `pitch` floats a row.
+// Running state of some rows: m is a reference, times log2(e), that no score so far exceeds by more than the slack
+// given to softmax; weights are 2^(score * log2(e) - m), s is kept in 16 lanes whose sum counts; acc has `pitch` floats
+// a row.
 struct StateRows {
     float *m, *s, *acc;
     int pitch;
@@ -47,9 +48,9 @@ struct SoftmaxArgs {
     float softcap;                  // 0: none
     const float* slopes;            // per head of the group, or null
     const float* bias;              // [n_queries][64], added (times slope), or null
-    const float* distance;          // per query: position of key 0 minus position of the query; ALiBi where bias is null
+    const float* distance;          // per query: position of key 0 minus that of the query, for ALiBi where bias is null
     const float* scale;             // per row: QueryRows::scale
-    float slack;                    // how far (in base 2) scores may exceed the reference before it is raised to the largest
+    float slack;                    // how far (in base 2) scores may exceed the reference before it is raised
     float* x;                       // [rows][64]: q . k in, weights out; entries outside first..stop become 0
     StateRows state;
 };

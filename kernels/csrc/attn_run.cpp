@@ -300,8 +300,8 @@ void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyR
     b.runs = arena.take<Run>(n);
     b.readers = arena.take<uint8_t>(n);
     const float* slopes = p_.slopes ? p_.slopes + r.kv_head * g : nullptr;
-    // rescaling a state for every small rise of the maximum costs more than weights that may reach 2^8; but a state that
-    // is handed out has the true maximum as its m
+    // rescaling a state for every small rise of the maximum costs more than weights that may reach 2^8; but a state
+    // that is handed out has the true maximum as its m
     const float slack = p_.out ? 8.0f : 0.0f;
     clear(state, rows(r));
     ops_.enter(rows(r));

@@ -44,8 +44,8 @@ struct AttnProblem {
 
 void run_attention(const AttnProblem& problem);
 
-// The public operator's core (kernels/attention.py): m, s, acc after one more segment. Rows are bytes of the named type,
-// [n_keys][n_kv_heads][row_bytes]; problem has the queries, shapes, mask and state, n_keys included.
+// The public operator's core (kernels/attention.py): m, s, acc after one more segment. Rows are bytes of the named
+// type, [n_keys][n_kv_heads][row_bytes]; problem has the queries, shapes, mask and state, n_keys included.
 struct SegmentRows {
     CacheType type;
     const uint8_t* bytes;

@@ -11,7 +11,8 @@ namespace {
 constexpr int64_t piece_keys = 16 * chunk_keys;
 
 // Tiles of keys [start, stop), counted from 0 in the area; lanes past the end keep older rows and are never read.
-void lay_out(const TileArea& area, const AttnProblem& p, const SegmentRows& rows, Side side, int64_t start, int64_t stop) {
+void lay_out(const TileArea& area, const AttnProblem& p, const SegmentRows& rows, Side side, int64_t start,
+             int64_t stop) {
     const int dim = side == side_k ? p.head_dim_k : p.head_dim_v;
     const size_t size = row_bytes(rows.type, dim);
     parallel_for(int((stop - start + chunk_keys - 1) / chunk_keys) * p.n_kv_heads, [&](int task, int) {

@@ -1,5 +1,5 @@
-// KVStore and attend_segment for Python (docs/architecture.md has the contract). Shapes are checked here, because a wrong
-// one would read past an array; policy is not. Python's lock is released before the store's own is taken.
+// KVStore and attend_segment for Python (docs/architecture.md has the contract). Shapes are checked here, because a
+// wrong one would read past an array; policy is not. Python's lock is released before the store's own is taken.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 

@@ -208,8 +208,10 @@ std::vector<float> alibi_slopes(int n_heads, float max_bias) {
     int n = 1;
     while (2 * n <= n_heads) n *= 2;
     std::vector<float> slopes;
-    for (int h = 0; h < n_heads; ++h)
-        slopes.push_back(float(std::exp2(-double(max_bias) * (h < n ? double(h + 1) / n : (2.0 * (h - n) + 1) / (2.0 * n)))));
+    for (int h = 0; h < n_heads; ++h) {
+        const double power = h < n ? double(h + 1) / n : (2.0 * (h - n) + 1) / (2.0 * n);
+        slopes.push_back(float(std::exp2(-double(max_bias) * power)));
+    }
     return slopes;
 }
 

@@ -2,8 +2,8 @@
 //
 // Scores of 16 or more rows: the same integers as the vector kernel of attn_qk.h, so both may be used side by side.
 // Values of any number of rows: weights (times the scale of the value) rounded to bf16, codes exact in bf16, products
-// summed in float32 by the unit; a relative error of 2^-9 of each weight at most, about 1e-6 of the result's square. All
-// rows go through the unit always, in blocks of 64 keys: its order of summation is its own.
+// summed in float32 by the unit; a relative error of 2^-9 of each weight at most, about 1e-6 of the result's square.
+// All rows go through the unit always, in blocks of 64 keys: its order of summation is its own.
 //
 // Tile registers are all 16 rows (of queries: as many as there are, if fewer) of 64 bytes.
 #pragma once
@@ -39,7 +39,8 @@ static void enter(int n_rows) {
 
 static void leave() { _tile_release(); }
 
-// A block of K codes as int8 for the unit: rows 0-7 16 * (code - 8), rows 8-15 code - 8, to meet [hi 32 | lo 32] of a query.
+// A block of K codes as int8 for the unit: rows 0-7 16 * (code - 8), rows 8-15 code - 8, to meet [hi 32 | lo 32] of a
+// query.
 static inline void expand_k(const uint8_t* codes, int8_t* out) {
     const __m512i high = _mm512_set1_epi8(char(0xf0)), flip = _mm512_set1_epi8(char(0x80));
     const __m512i eight = _mm512_set1_epi8(8), low = _mm512_set1_epi8(15);
@@ -60,8 +61,8 @@ struct alignas(64) KeyScratch {
     int32_t sums[4][2][16 * 16];               // [product in flight][block of 32 dims]
 };
 
-// Products of one tile and 16 rows (or all, if they are fewer) over one or two blocks of dims, in registers C0 and C1. The
-// tile's codes are in registers 4 and 5. A macro, because gcc's intrinsics take register numbers as text only.
+// Products of one tile and 16 rows (or all, if they are fewer) over one or two blocks of dims, in registers C0 and C1.
+// The tile's codes are in registers 4 and 5. A macro, because gcc's intrinsics take register numbers as text only.
 #define MIXKV_KEY_PRODUCT(C0, C1, codes, pitch, both, sums) \
     do {                                                    \
         _tile_zero(C0);                                     \
@@ -93,7 +94,8 @@ static inline void scale_products(const QueryRows& q, int rows, int b, bool both
 // Rows r0 .. r0 + 16 n_row_tiles times n_tiles tiles (x: the scores of row r0 and the first tile). Memory that the unit
 // or the vectors are to read from each other is written well before: keys of all tiles first, then four products, then
 // their scaling.
-static void key_products(const QueryRows& q, int r0, int n_row_tiles, const uint8_t* const* tiles, int n_tiles, float* x) {
+static void key_products(const QueryRows& q, int r0, int n_row_tiles, const uint8_t* const* tiles, int n_tiles,
+                         float* x) {
     static thread_local KeyScratch m;
     const int rows = q.n_rows < 16 ? q.n_rows : 16, n = n_row_tiles * n_tiles;
     const size_t pitch = size_t(q.blocks) * 64;
@@ -137,8 +139,8 @@ static void qk_q4_block(const QueryRows& q, const uint8_t* const* tiles, float* 
         qk_int_block<cache_q4_0>(q, tiles, x);
 }
 
-// Codes of 16 tokens and 32 dims as bf16 numbers - 8 .. 7: for each half of 16 dims, 8 rows (pairs of tokens) of 16 dims
-// times 2 tokens, written from row `at` on.
+// Codes of 16 tokens and 32 dims as bf16 numbers - 8 .. 7: for each half of 16 dims, 8 rows (pairs of tokens) of 16
+// dims times 2 tokens, written from row `at` on.
 static inline void expand_v(const uint32_t* words, uint16_t* first_half, uint16_t* second_half) {
     // bf16 of -8 .. 7, twice: the index is 5 bits wide and its top one is a neighbour's
     alignas(64) static const uint16_t table[32] = {
@@ -165,8 +167,8 @@ struct ValueScales {
     bool finite;
 };
 
-// Weights of one row for 32 dims: 64 keys in two groups of 32 bf16, zero where the row does not read the tile (and where
-// a key is hidden, even if the scale stored for it is not finite).
+// Weights of one row for 32 dims: 64 keys in two groups of 32 bf16, zero where the row does not read the tile (and
+// where a key is hidden, even if the scale stored for it is not finite).
 static inline void bf16_weights(const float* x, const ValueScales& v, unsigned readers, uint16_t* first, uint16_t* second) {
     V p[tiles_per_block];
     for (int t = 0; t < tiles_per_block; ++t) p[t] = vmul(vload(x + 16 * t), v.d[t]);
@@ -240,8 +242,8 @@ static inline ValueScales expand_block(const ValueBlock& v, int b, uint16_t (*va
     return scales;
 }
 
-// Two blocks of dims at a time: everything is laid out before the unit starts, since it cannot take from stores that are
-// still on their way to the cache.
+// Two blocks of dims at a time: everything is laid out before the unit starts, since it cannot take from stores that
+// are still on their way to the cache.
 static void pv_q4_matrix(const ValueBlock& v) {
     static thread_local MatrixScratch m;
     const int n_rows = v.n_queries * v.group, blocks = n_blocks(v.head_dim);

@@ -133,8 +133,8 @@ static void decode_row(CacheType type, const uint8_t* bytes, int head_dim, float
 
 // q = factor * (base * hi + lo). For q8_0, base 256 and 16 bits. For q4_0, base 16 and |16 hi + lo| <= 2159: 12 bits,
 // as much as an FP16 number has, and 16 * code still fits a byte, which lets one matrix product do both parts. The
-// largest magnitude of the row gets the largest integer. (lo = -128 is nudged to -127: the AVX2 sign trick cannot negate
-// -128.)
+// largest magnitude of the row gets the largest integer. (lo = -128 is nudged to -127: the AVX2 sign trick cannot
+// negate -128.)
 static void split_queries(const QueryRows& q, CacheType type_k, float by) {
     const bool quantized = type_k == cache_q4_0 || type_k == cache_q8_0;
     const int base = type_k == cache_q4_0 ? 16 : 256, zero = type_k == cache_q4_0 ? 8 : 128;

@@ -21,8 +21,8 @@ namespace mixkv::MIXKV_ISA {
 #define MIXKV_UNROLL _Pragma("GCC unroll 8")
 
 // Asks for what a stream of tiles will need about a block of 64 keys later. A few rows compute faster than memory
-// answers, and the hardware's own prefetching starts anew every 4 KiB; asked for line by line and into the second cache,
-// the wait for memory shrank from 60 % of a decode step to a third (1B shape, 8,192 keys, one thread).
+// answers, and the hardware's own prefetching starts anew every 4 KiB; asked for line by line and into the second
+// cache, the wait for memory shrank from 60 % of a decode step to a third (1B shape, 8,192 keys, one thread).
 static inline void ask_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 4608, 0, 2); }
 
 #if defined(__AVX512F__)

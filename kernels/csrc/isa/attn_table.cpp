@@ -35,8 +35,8 @@ static void finish_row(const SoftmaxArgs& a, int query, int row, float slope) {
         vstore(x + 16 * i, finish_score(a, vmul(vload(x + 16 * i), vset(a.scale[row])), query, slope, i));
 }
 
-// Raises the reference m of a row to the largest visible score of this block (in base 2; a NaN counts as the largest, so
-// that it is not lost) and its state with it.
+// Raises the reference m of a row to the largest visible score of this block (in base 2; a NaN counts as the largest,
+// so that it is not lost) and its state with it.
 __attribute__((noinline)) static void raise_reference(const SoftmaxArgs& a, int query, int row, float scale) {
     const float* x = a.x + size_t(row) * block_keys;
     V y[tiles_per_block];
