@@ -1,9 +1,9 @@
 // See linear.h. How work is cut:
 //
-// - few tokens (n <= 16): tasks of a panel, or of about 64 KiB of weights, so that two cores finish together and one stream of reads is
-//   long enough to be worth prefetching;
-// - many: chunks of tokens whose codes fit into half of a 2 MiB L2 with room for a group's weights; a task is two groups
-//   of rows times one chunk, so weights come from memory once a chunk and activations stay in L2.
+// - few tokens (n <= 16): tasks of a panel, or of about 64 KiB of weights, so that two cores finish together and one
+//   stream of reads is long enough to be worth prefetching;
+// - many: chunks of tokens whose codes fit into half of a 2 MiB L2 with room for a group's weights; a task is two
+//   groups of rows times one chunk, so weights come from memory once a chunk and activations stay in L2.
 #include "linear.h"
 
 #include <algorithm>
@@ -143,8 +143,8 @@ void multiply(const Activations& a, const std::vector<Product>& products) {
         const Weight& w = *products[i].w;
         const int chunk = (task - c.first) / c.group_tasks, g0 = (task - c.first) % c.group_tasks * c.groups;
         const int t0 = chunk * c.tokens;
-        product_task(a, w, products[i].out, g0, std::min(w.groups(), g0 + c.groups), t0, std::min(a.n, t0 + c.tokens),
-                     scratch.of(thread));
+        const int g1 = std::min(w.groups(), g0 + c.groups), t1 = std::min(a.n, t0 + c.tokens);
+        product_task(a, w, products[i].out, g0, g1, t0, t1, scratch.of(thread));
     });
 }
 
@@ -174,8 +174,8 @@ void QKV::run(const float* x, int n, int64_t pos, float* q_out, float* k_out, fl
     });
 }
 
-// Gate and up of the same 32 columns are made by one task, which also applies the gate and rounds the result: what `down`
-// reads is written once, as codes.
+// Gate and up of the same 32 columns are made by one task, which also applies the gate and rounds the result: what
+// `down` reads is written once, as codes.
 void FFN::run(const float* x, int n, float* out) const {
     static thread_local ActivationMemory mem, hidden_mem;
     const bool codes = !gate->float_activations() || !up->float_activations();

@@ -42,7 +42,8 @@ struct ActivationMemory {
 };
 
 // (n, cols) rows at x, RMS-normalised first where gain is given, as float and, if asked, as codes.
-Activations prepare(const float* x, int n, int cols, const float* gain, float eps, bool quantized, ActivationMemory& mem);
+Activations prepare(const float* x, int n, int cols, const float* gain, float eps, bool quantized,
+                    ActivationMemory& mem);
 
 struct Product {
     const Weight* w;

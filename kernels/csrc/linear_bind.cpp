@@ -39,7 +39,8 @@ const float* vector_of(const std::optional<In1>& v, int size, const char* what) 
     return v->data();
 }
 
-// `dense` is for the NumPy twin, which then dequantizes once instead of at every use; packed weights need no such thing.
+// `dense` is for the NumPy twin, which then dequantizes once instead of at every use; packed weights need no such
+// thing.
 Weight* pack(Raw raw, int ggml_type, int cols, bool exact, bool /*dense*/) {
     exact = exact || exact_by_default();
     nb::gil_scoped_release nogil;
@@ -121,7 +122,8 @@ struct PyQKV {
         need_cols(x, qkv.q->cols(), "x");
         const size_t n = x.shape(0), heads = size_t(qkv.n_heads), kv = size_t(qkv.n_kv_heads);
         float *q, *k, *v;
-        nb::object qo = new_array(q, {n, heads, size_t(qkv.head_dim)}), ko = new_array(k, {n, kv, size_t(qkv.head_dim)});
+        nb::object qo = new_array(q, {n, heads, size_t(qkv.head_dim)});
+        nb::object ko = new_array(k, {n, kv, size_t(qkv.head_dim)});
         nb::object vo = new_array(v, {n, kv, size_t(qkv.v->rows()) / kv});
         {
             nb::gil_scoped_release nogil;
@@ -209,7 +211,8 @@ nb::object debug_quantize(In2 x) {
     const QuantX q = prepare(x.data(), n, cols, nullptr, 0, true, mem).codes;
     for (int t = 0; t < n; ++t)
         for (int k = 0; k < cols; ++k) {
-            const size_t cell = (size_t(t / q.width) * size_t(q.blocks) + size_t(k / 32)) * size_t(q.width) + size_t(t % q.width);
+            const size_t block = size_t(t / q.width) * size_t(q.blocks) + size_t(k / 32);
+            const size_t cell = block * size_t(q.width) + size_t(t % q.width);
             y[int64_t(t) * cols + k] = q.d[cell] * float(q.q[32 * cell + size_t(k % 32)]);
         }
     return out;
@@ -217,7 +220,10 @@ nb::object debug_quantize(In2 x) {
 
 nb::list weight_types() {
     nb::list out;
-    for (int f = 0; f < n_formats; ++f) out.append(nb::make_tuple(format_info(Format(f)).name, format_info(Format(f)).ggml_type));
+    for (int f = 0; f < n_formats; ++f) {
+        const FormatInfo& info = format_info(Format(f));
+        out.append(nb::make_tuple(info.name, info.ggml_type));
+    }
     return out;
 }
 

@@ -1,5 +1,6 @@
 // Large buffers start on a 2 MiB boundary and end on a 4 KiB one, and only their whole 2 MiB pieces are advised as huge
-// pages: a huge page for the tail would waste 1 MiB per weight on average, which the resident-memory promise cannot pay.
+// pages: a huge page for the tail would waste 1 MiB per weight on average, which the resident-memory promise cannot
+// pay.
 #include "memory.h"
 
 #include <cstdlib>

@@ -22,7 +22,8 @@ void translate(const std::exception_ptr& p, void*) {
 
 nb::dict cpu_report() {
     nb::dict features, out;
-    for (const CpuFeature& f : cpu_features()) features[f.name] = f.usable ? "yes" : f.cpu ? "not enabled by the system" : "no";
+    for (const CpuFeature& f : cpu_features())
+        features[f.name] = f.usable ? "yes" : f.cpu ? "not enabled by the system" : "no";
     out["cpu"] = cpu_brand();
     out["isa"] = isa_name(current_isa());
     out["supported"] = supported_isas();

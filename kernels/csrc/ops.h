@@ -26,7 +26,8 @@ struct QuantX {
     int n, width, blocks;
 };
 
-// Where a product goes: y[t * ldy + row - row0] = acc + bias[row] + residual[t * ldr + row]; bias, residual may be null.
+// Where a product goes: y[t * ldy + row - row0] = acc + bias[row] + residual[t * ldr + row]; bias, residual may be
+// null.
 struct Out {
     float* y;
     int64_t ldy;

@@ -1,7 +1,7 @@
-// How weights lie in memory, for the glue (which packs) and the kernels (which read). C headers only: isa sources use it.
+// How weights lie in memory, for the glue (which packs) and the kernels (which read). C headers only, for isa sources.
 //
 // A weight (rows, cols) is cut into groups of 16 rows, and four groups make a panel; the last panel is padded with zero
-// rows. Quantized types are cut along cols into blocks of 32 and have two planes, each with its panels one after another;
+// rows. Quantized types are cut along cols into blocks of 32 and have two planes, each with its panels in order;
 // inside a panel: [block][4 groups]. So one token's product reads four rows of registers from one stream of memory.
 //
 //   q  one block = 32 columns x 16 rows at `bits` bits = 64 * bits bytes. "Quad j" of a block
@@ -14,11 +14,12 @@
 //        plain      per block: d (16 x fp16)                        number * d
 //        plain_min  per block: d, m (16 x fp16 each)                code * d + m
 //        super      per 8 blocks: d (16 x fp16), then [8 * subs][16] int8 c:        number * (d * c)
-//        super_min  per 8 blocks: d, dmin (16 x fp16 each), then [8][16] uint8 c, [8][16] uint8 e:   code * (d c) - dmin e
+//        super_min  per 8 blocks: d, dmin (16 x fp16 each), then [8][16] uint8 c, [8][16] uint8 e: code (d c) - dmin e
 //        super_min4 per 8 blocks: d, dmin, then [16][16] bytes with c in the low, e in the high nibble; subs = 2
 //      subs = 2: a scale for each half block of 16 columns (quads 0-3, quads 4-7).
 //
-// Float types (F32, F16, BF16) have the plane q only, a panel is [col][4 groups][16 rows]. F64 is converted to F32 when packed.
+// Float types (F32, F16, BF16) have the plane q only, a panel is [col][4 groups][16 rows]. F64 becomes F32 when
+// packed.
 #pragma once
 
 #include <stddef.h>

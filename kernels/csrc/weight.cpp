@@ -127,8 +127,8 @@ void interleave_f64(const uint8_t* const rows[group_rows], int cols, float* out)
 [[noreturn]] void bad_type(int ggml_type) {
     std::string known;
     for (int f = 0; f < n_formats; ++f) known += std::string(format_info(Format(f)).name) + ", ";
-    throw GGUFError("weights of GGML type " + std::to_string(ggml_type) + " are not supported; convert the model to one of " +
-                    known + "F64");
+    throw GGUFError("weights of GGML type " + std::to_string(ggml_type) +
+                    " are not supported; convert the model to one of " + known + "F64");
 }
 
 }  // namespace
@@ -189,8 +189,9 @@ void Weight::read_row(int row, float* out) const {
     if (is_float()) {
         const uint8_t* q = packed_.q_of(group, size_t(group_rows) * size_t(info.raw_bytes));
         for (int k = 0; k < packed_.cols; ++k) {
+            const size_t at = size_t(k) * group_rows * panel_groups + size_t(r), size = size_t(info.raw_bytes);
             uint32_t bits = 0;
-            std::memcpy(&bits, q + (size_t(k) * group_rows * panel_groups + size_t(r)) * size_t(info.raw_bytes), size_t(info.raw_bytes));
+            std::memcpy(&bits, q + at * size, size);
             if (packed_.format == fmt_F16) {
                 out[k] = half_to_float(uint16_t(bits));
                 continue;

@@ -1,5 +1,5 @@
-// A weight matrix in the kernels' layout (packed.h), and the code that knows GGML's block formats: packing from raw bytes
-// and reading rows back.
+// A weight matrix in the kernels' layout (packed.h), and the code that knows GGML's block formats: packing from raw
+// bytes and reading rows back.
 #pragma once
 
 #include <cstdint>

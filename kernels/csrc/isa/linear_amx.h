@@ -1,10 +1,10 @@
 // Products of many tokens with AMX: one tile instruction multiplies 16 tokens by 16 rows over a block of 32 columns
-// (16 where a format has two scales), exactly, in int32; AVX-512 then scales the 16 x 16 sums into float accumulators in
-// the same order as linear_quant.cpp does, so both give the same bits.
+// (16 where a format has two scales), exactly, in int32; AVX-512 then scales the 16 x 16 sums into float accumulators
+// in the same order as linear_quant.cpp does, so both give the same bits.
 //
-// What limits it (measured on Granite Rapids): a product costs 16 cycles and its way through memory into vector registers
-// 15, overlapped; the scaling is 48 vector operations, and while AMX is in use the second 512-bit port stands still, so
-// that they take 48 cycles instead of 24. About 73 cycles in all, against 130 with VNNI.
+// What limits it, measured on a Xeon with 480 MB of L3: a product costs 16 cycles and its way through memory into
+// vector registers 15, overlapped; the scaling is 48 vector operations, and for microseconds after a product the second
+// 512-bit port stands still, so that they take 48 cycles instead of 24. About 70 cycles in all, against 130 with VNNI.
 #pragma once
 
 #include "formats.h"
@@ -79,7 +79,8 @@ struct AmxFetch {
 
 // acc += sums * scales for one step (a block, or half of one), and the minimums.
 template <class F>
-MIXKV_INLINE void amx_scale(F16 acc[16], const int32_t* sums, const uint8_t* s, const AmxInput& in, int first, int step) {
+MIXKV_INLINE void amx_scale(F16 acc[16], const int32_t* sums, const uint8_t* s, const AmxInput& in, int first,
+                            int step) {
     const int b = step / F::subs, h = step % F::subs;
     F16 d[2], m[2];
     F::scales(s, first + b, d, m);
@@ -99,8 +100,8 @@ MIXKV_INLINE void amx_scale(F16 acc[16], const int32_t* sums, const uint8_t* s, 
     }
 }
 
-// acc (16 tokens x 16 rows) += blocks first .. first + blocks of one group. Each product is started before the scaling of
-// the one before it and stored after: its latency is hidden behind 48 vector operations. Meanwhile the rows that the
+// acc (16 tokens x 16 rows) += blocks first .. first + blocks of one group. Each product is started before the scaling
+// of the one before it and stored after: its latency is hidden behind 48 vector operations. Meanwhile the rows that the
 // result will be written to and added to come closer, one at a time: each is a page of its own.
 template <class F>
 static void amx_tile(float* acc_at, const AmxInput in, const uint8_t* codes, const uint8_t* s, int first, int blocks,

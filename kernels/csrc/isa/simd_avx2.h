@@ -118,7 +118,8 @@ MIXKV_INLINE void store16_n(float* p, F16 v, int n) {
     memcpy(p, t, size_t(n) * 4);
 }
 MIXKV_INLINE F16 load_f16(const void* p) {
-    return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p + 1))};
+    const __m128i* h = (const __m128i*)p;
+    return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};
 }
 MIXKV_INLINE F16 load_bf16(const void* p) {
     auto half = [](__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); };

@@ -1,5 +1,5 @@
-// simd.h in the vector extensions of gcc and clang, 128 bits at a time: the tier `base` (x86-64-v2), and the only tier of
-// other architectures. Only dot() knows an instruction set: SSSE3, Arm's dotprod, or plain C.
+// simd.h in the vector extensions of gcc and clang, 128 bits at a time: the tier `base` (x86-64-v2), and the only tier
+// of other architectures. Only dot() knows an instruction set: SSSE3, Arm's dotprod, or plain C.
 #pragma once
 
 #if defined(__SSSE3__)
