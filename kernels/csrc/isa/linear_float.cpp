@@ -2,7 +2,7 @@
 // time). One order for every number of tokens: acc = fma(x[k], w[k], acc) with k rising, a single chain for each row
 // and token. Independent chains for the pipelines come from several tokens, or several groups of rows where there is
 // one token.
-#include "formats.h"
+#include "linear_formats.h"
 #include "linear_out.h"
 #include "linear_tables.h"
 

@@ -7,7 +7,7 @@
 //
 // Few tokens: tiles of 1, 2, 4 or 8 stream the weights once; the weights' codes never leave the registers.
 // Many: tiles of 8 per pass over a group (its 16 rows stay in L1/L2), or AMX tiles of 16 (linear_amx.h).
-#include "formats.h"
+#include "linear_formats.h"
 #include "linear_out.h"
 #include "linear_tables.h"
 #if defined(__AMX_INT8__)
