@@ -60,11 +60,13 @@ def test_a_cache_without_loss_is_not_apart_at_all(llm: LLM, text: Path) -> None:
         assert q.ppl == rows["f16"].quality.ppl
 
 
-def test_a_window_over_the_whole_context_loses_next_to_nothing(llm: LLM, text: Path) -> None:
-    rows = measure(llm, text, f"mixed:hot={N_CTX},mixed:hot={N_CTX},rotate=off")
-    turned, plain = (row.quality for row in rows.values())
-    assert plain.kld_max < 1e-6  # a few roundings of partial sums
-    assert turned.kld_max < 1e-5  # and float16 rounding in rotated space
+def test_a_window_over_the_whole_context_loses_nothing(llm: LLM, text: Path) -> None:
+    """Whatever the cold types and the rotation are: nothing turns cold, so the cache is a plain FP16 one."""
+    rows = measure(llm, text, f"f16,mixed:hot={N_CTX},mixed:hot={N_CTX},rotate=off,mixed:hot={N_CTX},k=q8_0,sink=0")
+    for row in rows.values():
+        q = row.quality
+        assert (q.kld_mean, q.kld_max, q.same_top, q.ppl_ratio) == (0, 0, 1, 1), row.kv
+        assert q.ppl == rows["f16"].quality.ppl and row.kv_bytes == rows["f16"].kv_bytes
 
 
 def test_kl_divergence_falls_with_the_window(llm: LLM, text: Path) -> None:
