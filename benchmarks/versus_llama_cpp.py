@@ -154,13 +154,14 @@ def first_token_seconds(args: argparse.Namespace, engine: str, kv: str) -> float
     command = [python, __file__, "--worker", f"{engine}:{kv}", "--model", str(args.model), "--n-ctx", "512"]
     request = json.dumps({"do": "fill", "from": 0, "to": 5}) + "\n"
     start = time.perf_counter()
-    subprocess.run([*command, "--threads", str(args.threads)], input=request, text=True, check=True, capture_output=True)
+    command += ["--threads", str(args.threads)]
+    subprocess.run(command, input=request, text=True, check=True, capture_output=True)
     return time.perf_counter() - start
 
 
 def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
     """{test: {engine and cache: values of each round}}; speeds are tokens a second."""
-    names = [("llama.cpp", "f16+fa"), ("llama.cpp", "f16"), ("llama.cpp", "q8_0+fa"), ("mixkv", "f16"), ("mixkv", "mixed")]
+    names = [("llama.cpp", kv) for kv in args.llama_kv] + [("mixkv", "f16"), ("mixkv", "mixed")]
     n_ctx = max([*args.depths, 512]) + args.rounds * GEN + 64
     results: dict[str, dict[str, list[float]]] = {}
 
@@ -173,20 +174,24 @@ def measure(args: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
         for worker in workers:
             worker.ask(do="reset")
             note("pp512", worker, 512 / worker.ask(**{"do": "fill", "from": 0, "to": 512})["s"])
+    filled = 0
+    for worker in workers:
+        worker.ask(do="reset")
     for depth in sorted(args.depths):
         if depth:
             for worker in workers:
-                worker.ask(do="reset")
-                answer = worker.ask(**{"do": "fill", "from": 0, "to": depth})
-                note(f"pp{depth}", worker, depth / answer["s"])
+                answer = worker.ask(**{"do": "fill", "from": filled, "to": depth})
+                if not filled:
+                    note(f"pp{depth}", worker, depth / answer["s"])
                 note(f"KV MiB@{depth}", worker, answer["kv"] / (1 << 20))
                 note(f"peak MiB@{depth}", worker, answer["peak"] / (1 << 20))
-        else:
-            for worker in workers:
-                worker.ask(do="reset")
         for _ in range(args.rounds):
             for worker in workers:
                 note(f"tg@{depth}", worker, GEN / worker.ask(do="gen", n=GEN)["s"])
+        filled = depth + args.rounds * GEN if depth else 0
+        if not depth:
+            for worker in workers:
+                worker.ask(do="reset")
     for worker in workers:
         worker.close()
     for _ in range(FIRST_TOKEN_RUNS):
@@ -216,6 +221,9 @@ def main() -> None:
     parser.add_argument("--depths", type=lambda text: [int(n) for n in text.split(",")], default=[0, 8192, 16384])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--llama-kv", type=lambda text: text.split(","), default=["f16+fa", "f16", "q8_0+fa"], help="its caches"
+    )
     parser.add_argument("--llama-python", default=sys.executable)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--n-ctx", type=int, default=0, help=argparse.SUPPRESS)
@@ -228,7 +236,8 @@ def main() -> None:
         args.model = HERE.parent / ".bench" / "llama1b-Q4_0.gguf"
         if not args.model.exists():
             args.model.parent.mkdir(exist_ok=True)
-            subprocess.run([sys.executable, HERE.parent / "tools/make_synthetic_gguf.py", "llama1b", args.model], check=True)
+            recipe = HERE.parent / "tools" / "make_synthetic_gguf.py"
+            subprocess.run([sys.executable, recipe, "llama1b", args.model], check=True)
     report(measure(args))
 
 
