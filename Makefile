@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find kernels models engine cli configs mixkv -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench sanitize clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -24,8 +24,20 @@ lint: $(VENV)/.linters
 bench: $(VENV)/.installed
 	$(BIN)/mixkv bench
 
+# The kernels' own tests under AddressSanitizer and UndefinedBehaviorSanitizer, in an environment of its own. Python itself
+# leaks by design, so leaks are not looked for. ThreadSanitizer runs on the thread pool in tests/test_native_pool.py.
+SANITIZED := .venv-sanitize
+sanitize:
+	$(PYTHON) -m venv $(SANITIZED)
+	$(SANITIZED)/bin/pip install --quiet --disable-pip-version-check '.[test]' \
+	  -Cbuild-dir=build/sanitize -Ccmake.define.MIXKV_SANITIZE=address,undefined -Cinstall.strip=false
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 MIXKV_KERNELS=native \
+	  $(SANITIZED)/bin/pytest -x -s tests/test_native_linear.py tests/test_native_kv.py tests/test_native_attention.py \
+	  tests/test_operator.py tests/test_kv_cache.py
+
 clean:
-	rm -rf build $(VENV)
+	rm -rf build $(VENV) $(SANITIZED)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -209,10 +209,10 @@ MIXKV_INLINE F16 max16(F16 a, F16 b) {
     return each16([&](int n) { return choose((i32x4)(a.v[n] > b.v[n]), a.v[n], b.v[n]); });
 }
 MIXKV_INLINE I16 round16(F16 a) {  // to nearest even, for |a| < 2^22: the addition leaves the integer in the low bits
-    return eachi([&](int n) { return (i32x4)(a.v[n] + 12582912.0f) - 0x4b400000; });
+    return eachi([&](int n) { return (i32x4)((u32x4)(a.v[n] + 12582912.0f) - 0x4b400000u); });
 }
 MIXKV_INLINE F16 pow2(I16 a) {
-    return each16([&](int n) { return as_float((u32x4)(a.v[n] + 127) << 23); });
+    return each16([&](int n) { return as_float(((u32x4)a.v[n] + 127u) << 23); });
 }
 MIXKV_INLINE I16 abs_bits(F16 a) {
     return eachi([&](int n) { return (i32x4)a.v[n] & 0x7fffffff; });
@@ -230,8 +230,9 @@ MIXKV_INLINE int32_t reduce_max_i32(I16 a) {
     return m;
 }
 MIXKV_INLINE int32_t reduce_add_i32(I16 a) {
-    const i32x4 s = (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]);
-    return s[0] + s[1] + s[2] + s[3];
+    // unsigned, as the sums of what NaN was rounded to wrap around
+    const u32x4 s = ((u32x4)a.v[0] + (u32x4)a.v[1]) + ((u32x4)a.v[2] + (u32x4)a.v[3]);
+    return int32_t(s[0] + s[1] + s[2] + s[3]);
 }
 MIXKV_INLINE float reduce_add(F16 v) {
     float a[16];
