@@ -168,10 +168,11 @@ MIXKV_INLINE int32_t reduce_max_i32(I16 v) {
     return m;
 }
 MIXKV_INLINE int32_t reduce_add_i32(I16 v) {
-    int32_t a[16], s = 0;
+    int32_t a[16];
+    uint32_t s = 0;  // unsigned, as the sums of what NaN was rounded to wrap around
     store_i32(a, v);
-    for (int i = 0; i < 16; ++i) s += a[i];
-    return s;
+    for (int i = 0; i < 16; ++i) s += uint32_t(a[i]);
+    return int32_t(s);
 }
 MIXKV_INLINE float reduce_add(F16 v) {
     float a[16];
