@@ -1,4 +1,5 @@
 // What happens to rows of activations between the products: norm, rounding to int8, SwiGLU's gate, rotation.
+#include <float.h>
 #include <math.h>
 
 #include "linear_tables.h"
@@ -44,6 +45,11 @@ static void quantize_block(const float* x, int8_t* q, float* d_out, int32_t* sum
     else
         inverse = 1.0f / d;
     *d_out = d;  // NaN or infinity in a block makes d NaN or infinite, and with it every result that uses the block
+    if (!(d <= FLT_MAX)) {
+        memset(q, 0, 32);
+        sum[0] = sum[width] = 0;
+        return;
+    }
     const F16 scale = set16(inverse);
     const I16 qa = round16(mul(a, scale)), qb = round16(mul(b, scale));
     store_i8(q, qa);
