@@ -85,7 +85,7 @@ def cpu_report() -> dict[str, Any]:
         except ImportError as reason:
             why = f"the native extension cannot be imported: {reason}"
     report = {"kernels": "native" if native else "reference (NumPy)", "why": why, "usable_cores": usable_cores()}
-    return {**report, **ops.cpu_report()} if native else report
+    return {**report, **ops.cpu_report()}
 
 
 def describe(gguf: GGUFFile, *, tensors: bool = False, kv_plan: bool = False) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from mixkv.models.registry import family_of, load_model
 
 PREFIX_REUSE = ("on", "exact", "off")
 MAX_CTX = 1 << 31
-Prompt = str | Ids[int]
+Prompt = str | Ids[int] | NDArray[np.integer]
 
 
 def demo_model() -> Path:

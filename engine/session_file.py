@@ -140,7 +140,7 @@ class HashedWriter:
         self._file, self.hash = file, hashlib.blake2b(digest_size=DIGEST_BYTES)
 
     def write(self, data: bytes | NDArray[Any]) -> None:
-        view = memoryview(np.ascontiguousarray(data)).cast("B") if isinstance(data, np.ndarray) else data
+        view = np.ascontiguousarray(data).data.cast("B") if isinstance(data, np.ndarray) else data
         self.hash.update(view)
         self._file.write(view)
 

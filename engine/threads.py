@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mixkv.kernels.errors import ConfigError, MixkvWarning
 
-
 MAX_THREADS = 1024
 
 

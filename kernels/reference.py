@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -19,7 +20,7 @@ from mixkv.kernels.reference_attention import attend_segment
 from mixkv.kernels.store import KVStore, hadamard
 
 __all__ = [
-    "Head", "KVStore", "NormFFN", "NormQKV", "Weight", "attend_segment", "embed", "hadamard", "linear", "name",
+    "Head", "KVStore", "NormFFN", "NormQKV", "Weight", "attend_segment", "cpu_report", "embed", "hadamard", "linear", "name",
     "read_bandwidth", "rms_norm", "rope", "set_threads",
 ]  # fmt: skip
 
@@ -32,6 +33,11 @@ name = "reference"
 
 def set_threads(n: int) -> None:
     """NumPy's BLAS keeps its own threads; `n` is accepted so that both backends are called alike."""
+
+
+def cpu_report() -> dict[str, Any]:
+    """What the kernels know of the CPU: here nothing, NumPy looks at it by itself."""
+    return {}
 
 
 def read_bandwidth(n_bytes: int) -> float:
@@ -95,8 +101,9 @@ def embed(w: Weight, ids: NDArray[np.int32]) -> F32:
 
 def rms_norm(x: F32, gain: F32, eps: float) -> F32:
     """x / sqrt(mean(x^2) + eps) * gain over the last axis (Zhang and Sennrich 2019)."""
-    mean_square = np.mean(np.square(x, dtype=np.float32), axis=-1, keepdims=True, dtype=np.float32)
-    return x / np.sqrt(mean_square + np.float32(eps)) * gain
+    mean_square: F32 = np.mean(np.square(x, dtype=np.float32), axis=-1, keepdims=True, dtype=np.float32)
+    root: F32 = np.sqrt(mean_square + np.float32(eps))
+    return x / root * gain
 
 
 def linear(x: F32, w: Weight, bias: F32 | None = None, residual: F32 | None = None) -> F32:

@@ -44,8 +44,9 @@ def test_logits_at_depth_8192_agree_with_the_reference(tmp_path: Path) -> None:
     np.save(tmp_path / "ids.npy", ids)
     logits = {}
     for backend in ("reference", "native"):
+        program, files = PROGRAM.format(scored=SCORED), (tmp_path / "ids.npy", tmp_path / f"{backend}.npy")
         subprocess.run(
-            [sys.executable, "-P", "-c", PROGRAM.format(scored=SCORED), tmp_path / "ids.npy", tmp_path / f"{backend}.npy"],
+            [sys.executable, "-P", "-c", program, *files],
             env=os.environ | {"MIXKV_KERNELS": backend}, check=True, timeout=500,
         )  # fmt: skip
         logits[backend] = np.load(tmp_path / f"{backend}.npy")
