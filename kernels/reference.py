@@ -20,8 +20,8 @@ from mixkv.kernels.reference_attention import attend_segment
 from mixkv.kernels.store import KVStore, hadamard
 
 __all__ = [
-    "Head", "KVStore", "NormFFN", "NormQKV", "Weight", "attend_segment", "cpu_report", "embed", "hadamard", "linear", "name",
-    "read_bandwidth", "rms_norm", "rope", "set_threads",
+    "Head", "KVStore", "NormFFN", "NormQKV", "Weight", "attend_segment", "cpu_report", "embed", "hadamard", "linear",
+    "name", "read_bandwidth", "rms_norm", "rope", "set_threads",
 ]  # fmt: skip
 
 F32 = NDArray[np.float32]
