@@ -10,6 +10,7 @@ machine that made the matrices of these tests, all small, ten times slower.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 for library in ("OPENBLAS", "MKL", "OMP"):  # read when NumPy is imported, so before anything else
@@ -24,6 +25,8 @@ settings.register_profile("dev", deadline=None, suppress_health_check=[HealthChe
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
 # `python -c` in a child must not find the folder mixkv/ of the checkout before the installed package
 os.environ["PYTHONSAFEPATH"] = "1"
+# a shell that runs the tests in the background lets them, and so their children, ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
 
