@@ -29,10 +29,12 @@ import numpy as np
 from mixkv.engine.evaluate import PerplexityRow, PerplexityRun, TextWindows, Variant, load_subject, parse_variants
 from mixkv.engine.evaluate.divergence import Quality, Scores, summarize
 from mixkv.engine.kv_plan import plan_cache
+from mixkv.kernels.formats import TILE
 
 HOT = (0, 16, 64, 256, 512, 1024)
 SINKS = (0, 4, 16)
 TYPES = [f"k={k},v={v}" for k in ("q8_0", "q4_0") for v in ("q8_0", "q4_0")]
+FINER = (("q4_0", "q4_0"), ("q8_0", "q4_0"), ("q8_0", "q8_0"))
 STUDIES: dict[str, list[str]] = {
     "Caches": ["f16", "q8_0", "q4_0:rotate=off,scale=plain", "q4_0:scale=plain", "q4_0:rotate=off", "q4_0", "mixed"],
     "Hot window": [f"mixed:hot={n}" for n in HOT],
@@ -55,12 +57,17 @@ BESIDES_FULL = ("Caches", "Hot window")
 
 @dataclass(frozen=True)
 class Result:
-    """One cache at one context over all texts. texts: mean KL divergence of each; by_depth: as in PerplexityRow."""
+    """One cache at one context over all texts.
+
+    texts: mean KL divergence of each. at_tile_end: that of the positions which complete a tile of 16, so that without
+    window and sinks they read every token in cold form, their own included. by_depth: as in PerplexityRow.
+    """
 
     kv: str
     n_ctx: int
     quality: Quality
     texts: tuple[float, ...]
+    at_tile_end: float
     kv_bytes: int
     bits: float
     by_depth: tuple[tuple[float, float], ...]
@@ -85,12 +92,14 @@ def measure(args: argparse.Namespace, n_ctx: int, names: Sequence[str], state: P
         rows.append([found[i][0] for i in which])
         scores.append([run.done.scores(0), *(run.done.scores(found[i][1]) for i in which)])
     base = pool([s[0] for s in scores])
+    last_of_tile = np.arange(n_ctx // 2, n_ctx - 1) % TILE == TILE - 1
     return {
         variant.name: Result(
             kv=variant.name,
             n_ctx=n_ctx,
             quality=summarize(pool([s[i + 1] for s in scores]), base),
             texts=tuple(r[i].quality.kld_mean for r in rows),
+            at_tile_end=float(np.mean([s[i + 1].kld[:, last_of_tile].mean() for s in scores])),
             kv_bytes=rows[0][i].kv_bytes,
             bits=rows[0][i].bits_per_element,
             by_depth=mean_by_depth([r[i] for r in rows]),
@@ -149,6 +158,9 @@ def report(args: argparse.Namespace, results: dict[int, dict[str, Result]]) -> N
             lines = [cells(r.kv, r.quality, r.kv_bytes, r.bits, r.texts) for r in (found[k] for k in STUDIES[study])]
             print(f"\n### {study}, context {n_ctx} ({n:,} tokens scored)\n")
             print(markdown(columns(args.texts), lines))
+        uniform = [r for kv, r in found.items() if kv.startswith("q4_0")]
+        print(f"\n### Every token cold, context {n_ctx} (positions that complete a tile)\n")
+        print(markdown(["cache", "KLD mean"], [[r.kv, f"{r.at_tile_end:.3g}"] for r in uniform]))
 
 
 def studies_at(args: argparse.Namespace, n_ctx: int) -> list[str]:
@@ -175,18 +187,24 @@ def draw(folder: Path, found: dict[str, Result], peer: Path | None) -> None:
                   label="mixed, sink 16, hot window as written")  # fmt: skip
         for n, r in zip(HOT, window, strict=True):
             axes.annotate(str(n), (r.bits, r.quality.kld_mean), (4, 5), textcoords="offset points", fontsize=8)
+        finer = [found[f"mixed:hot=64,k={k},v={v},rotate=on"] for k, v in FINER]
+        axes.plot([r.bits for r in finer], [r.quality.kld_mean for r in finer], "D--", color="#009E73",
+                  label="mixed, hot 64, sink 16, types as written")  # fmt: skip
+        for (k, v), r in list(zip(FINER, finer, strict=True))[1:]:
+            axes.annotate(f"K {k}, V {v}", (r.bits, r.quality.kld_mean), (6, 3), textcoords="offset points", fontsize=8)
         named = {
             "q4_0:rotate=off,scale=plain": ("uniform q4_0, plain, not rotated", "s", "#D55E00"),
             "q4_0": ("uniform q4_0", "s", "#0072B2"),
-            "mixed:hot=0,sink=0,k=q8_0,v=q4_0,rotate=on": ("uniform K q8_0, V q4_0", "D", "#009E73"),
             "q8_0": ("uniform q8_0", "^", "#009E73"),
         }
         for kv, (label, marker, colour) in named.items():
             axes.plot(found[kv].bits, found[kv].quality.kld_mean, marker, color=colour, label=label)
+        markers = {"q8_0": "*", "q4_0": "P", "q4_0 without rotation": "x"}
         for row in json.loads(peer.read_text()) if peer else []:
-            if row["engine"] == "llama.cpp" and row["kv"] != "f16":
-                axes.plot(row["bits"], row["kld_mean"], "x" if "without" in row["kv"] else "P", color="#000000",
-                          label=f"llama.cpp {row['kv']}")  # fmt: skip
+            if row["engine"] == "llama.cpp" and row["kv"] in markers:
+                axes.plot(row["bits"], row["kld_mean"], markers[row["kv"]], color="#000000",
+                          linestyle="none", label=f"llama.cpp {row['kv']}")  # fmt: skip
+        axes.margins(x=0.08)
 
     def over_position(axes: Any) -> None:
         colours = ("#D55E00", "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#CC79A7")
