@@ -33,7 +33,7 @@ sanitize:
 	  -Cbuild-dir=build/sanitize -Ccmake.define.MIXKV_SANITIZE=address,undefined -Cinstall.strip=false
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 MIXKV_KERNELS=native \
-	  $(SANITIZED)/bin/pytest -x -s tests/test_native_linear.py tests/test_native_kv.py tests/test_native_attention.py \
+	  $(SANITIZED)/bin/pytest -x -s tests/test_native_linear.py tests/test_native_linear_edges.py tests/test_native_kv.py tests/test_native_attention.py \
 	  tests/test_operator.py tests/test_kv_cache.py
 
 clean:
