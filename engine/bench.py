@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from mixkv.engine.cache_config import KVCacheConfig
-from mixkv.engine.kv import KVCache
-from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.llm import LLM
 from mixkv.engine.sequence import Sequence
 from mixkv.kernels import CACHE_TYPES, ops
@@ -99,9 +97,7 @@ def run_bench(
         raise ConfigError(f"repetitions {repetitions} must be at least 1")
     longest = max(test.length for test in tests)
     for kv in caches:
-        plan = plan_cache(llm._gguf, cache_config(kv))
-        cache = KVCache(llm.config, plan, n_ctx=longest + 1, chunk=llm.n_batch)
-        sequence = Sequence(llm.sequence.model, cache, n_batch=llm.n_batch, n_threads=llm.n_threads)
+        sequence = llm.new_sequence(cache_config(kv), longest + 1)
         for test in sorted(tests, key=lambda t: t.depth):
             if report is not None:
                 report(f"{test.name} {kv}")

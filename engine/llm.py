@@ -46,7 +46,8 @@ def demo_model() -> Path:
 class LLM:
     """A model ready to generate. One call at a time; calls from other threads wait for their turn.
 
-    `cache` is the KV cache (`cache.stats()`), `tokenizer` text <-> ids, `config` the model's hyper-parameters.
+    `cache` is the KV cache (`cache.stats()`), `tokenizer` text <-> ids, `config` the model's hyper-parameters, `gguf`
+    its open file.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class LLM:
         self.path, self.config, self.tokenizer, self.cache_config = gguf.path, model.config, tokenizer, cache_config
         self.n_ctx, self.n_batch, self.prefix_reuse, self.load_seconds = n_ctx, n_batch, prefix_reuse, load_seconds
         cache = KVCache(model.config, plan, n_ctx=n_ctx, chunk=n_batch)
-        self._gguf = gguf
+        self.gguf = gguf
         self._sequence = Sequence(model, cache, n_batch=n_batch, n_threads=n_threads)
         self._turn = threading.RLock()
 
@@ -78,7 +79,7 @@ class LLM:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that generating a token reads: all tensors but an embedding that only looks rows up."""
-        tensors = self._gguf.tensors
+        tensors = self.gguf.tensors
         lookup_only = "output.weight" in tensors
         return sum(t.n_bytes for name, t in tensors.items() if not (lookup_only and name == "token_embd.weight"))
 
@@ -135,6 +136,12 @@ class LLM:
             self.reset()
             return self._sequence.feed(checked, all_rows=True, progress=progress)
 
+    def new_sequence(self, config: KVCacheConfig, n_ctx: int) -> Sequence:
+        """An empty sequence of this model whose cache is `config`; weights are shared, the one in hand stays."""
+        n_batch = min(self.n_batch, n_ctx)
+        cache = KVCache(self.config, plan_cache(self.gguf, config), n_ctx=n_ctx, chunk=n_batch)
+        return Sequence(self._sequence.model, cache, n_batch=n_batch, n_threads=self.n_threads)
+
     def reset(self) -> None:
         """Forget the sequence; the next prompt starts from nothing."""
         self._sequence.truncate(0)
@@ -147,7 +154,7 @@ class LLM:
     def save_session(self, path: str | Path) -> None:
         """Write the sequence (tokens and cache) to a file, whole or not at all. SessionError says what failed."""
         with self._my_turn():
-            save_session(path, self._sequence, self._gguf)
+            save_session(path, self._sequence, self.gguf)
 
     def load_session(self, path: str | Path, *, convert: bool = False) -> int:
         """Replace the sequence by one from a file; returns its number of tokens.
@@ -156,7 +163,7 @@ class LLM:
         is refused unless `convert` is set, which rewrites it into this cache's.
         """
         with self._my_turn():
-            self._sequence = restore_session(path, self._sequence, self._gguf, convert=convert)
+            self._sequence = restore_session(path, self._sequence, self.gguf, convert=convert)
             return self.cache.n
 
     @contextmanager

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixkv.engine.evaluate.subject import fresh_sequence, restart
+from mixkv.engine.evaluate.subject import restart
 from mixkv.engine.evaluate.variants import BASE_VARIANT, Variant
 from mixkv.engine.evaluate.windows import Ids
 from mixkv.engine.llm import LLM
@@ -60,8 +60,8 @@ def greedy_divergence(
     if not prompts or n_predict < 1:
         raise ConfigError("greedy divergence needs at least one prompt and one token to predict")
     n_ctx = max(len(p) for p in prompts) + n_predict
-    base = fresh_sequence(llm, BASE_VARIANT.config, n_ctx)
-    others = [fresh_sequence(llm, v.config, n_ctx) for v in variants]
+    base = llm.new_sequence(BASE_VARIANT.config, n_ctx)
+    others = [llm.new_sequence(v.config, n_ctx) for v in variants]
     same: list[list[int]] = [[] for _ in variants]
     gaps: list[list[float]] = [[] for _ in variants]
     lengths: list[int] = []

@@ -17,7 +17,7 @@ import numpy as np
 
 from mixkv.engine.evaluate.divergence import Quality, Scores, score_rows, summarize
 from mixkv.engine.evaluate.resume import Progress, ResumeFile, RunKey
-from mixkv.engine.evaluate.subject import fresh_sequence, restart
+from mixkv.engine.evaluate.subject import restart
 from mixkv.engine.evaluate.variants import BASE_VARIANT, Variant
 from mixkv.engine.evaluate.windows import Ids, TextWindows
 from mixkv.engine.llm import LLM
@@ -61,9 +61,9 @@ class PerplexityRun:
             raise ConfigError("there is no cache to measure: name some, as in f16,mixed")
         self.windows, self.variants = windows, list(variants)
         self._measured = [BASE_VARIANT, *(v for v in self.variants if not v.is_base)]
-        self._sequences = [fresh_sequence(llm, v.config, windows.n_ctx) for v in self._measured]
+        self._sequences = [llm.new_sequence(v.config, windows.n_ctx) for v in self._measured]
         key = RunKey(
-            model=fingerprint(llm._gguf), text=windows.digest, n_ctx=windows.n_ctx, kernels=ops.name,
+            model=fingerprint(llm.gguf), text=windows.digest, n_ctx=windows.n_ctx, kernels=ops.name,
             caches=tuple(repr(v.config) for v in self._measured),
         )  # fmt: skip
         self._file = None if resume is None else ResumeFile(resume, key)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mixkv.engine.evaluate.divergence import score_rows
-from mixkv.engine.evaluate.subject import fresh_sequence, restart
+from mixkv.engine.evaluate.subject import restart
 from mixkv.engine.evaluate.variants import BASE_VARIANT, Variant
 from mixkv.engine.evaluate.windows import Ids, encode_further, text_pieces
 from mixkv.engine.llm import LLM
@@ -59,7 +59,7 @@ def needle_recall(
     for done, (variant, depth) in enumerate(jobs):
         if progress is not None:
             progress(done, len(jobs))
-        sequence = fresh_sequence(llm, variant.config, n_ctx)
+        sequence = llm.new_sequence(variant.config, n_ctx)
         scored = [_score(sequence, case, depth) for case in cases]
         top, logprob = (np.concatenate(column) for column in zip(*scored, strict=True))
         rows.append(RecallRow(variant.name, depth, float(top.mean()), float(logprob.mean()), top.size))

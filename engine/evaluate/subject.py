@@ -1,12 +1,9 @@
-"""The model under test: loaded once, with a fresh sequence for each cache that is measured on it."""
+"""The model under test: loaded once; each cache that is measured on it gets a sequence of its own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mixkv.engine.cache_config import KVCacheConfig
-from mixkv.engine.kv import KVCache
-from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.llm import LLM, demo_model, load
 from mixkv.engine.sequence import Sequence
 from mixkv.kernels import ops
@@ -22,14 +19,6 @@ def load_subject(path: Path | None, *, n_ctx: int, n_batch: int, n_threads: int,
     return load(
         file, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, exact=exact, dense=small and ops.name == "reference"
     )
-
-
-def fresh_sequence(llm: LLM, config: KVCacheConfig, n_ctx: int) -> Sequence:
-    """An empty sequence of `llm`'s model whose cache is `config`; weights are shared, `llm`'s own sequence stays."""
-    own = llm._sequence
-    n_batch = min(own.n_batch, n_ctx)
-    cache = KVCache(llm.config, plan_cache(llm._gguf, config), n_ctx=n_ctx, chunk=n_batch)
-    return Sequence(own.model, cache, n_batch=n_batch, n_threads=own.n_threads)
 
 
 def restart(sequence: Sequence) -> None:
