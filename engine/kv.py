@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from mixkv.engine.cache import CachePolicy, Step
 from mixkv.engine.cache_config import CachePlan
 from mixkv.kernels import cache_type, ops
@@ -22,7 +24,7 @@ class CacheStats:
     """Tokens and bytes of a cache, all layers together.
 
     Bytes are those of stored tokens; `scale_bytes` are part of `cold_bytes`. peak_bytes: the most there ever was, the
-    moments inside a prefill chunk included. fp16_bytes: what as many tokens take in a plain FP16 cache.
+    moments inside a prompt's pieces included. fp16_bytes: what as many tokens take in a plain FP16 cache.
     degraded_tokens: tokens read as hot whose values were restored from the cold form.
     """
 
@@ -47,7 +49,10 @@ class CacheStats:
 
 
 class KVCache:
-    """The cache of one sequence. `n` tokens are stored; `step` adds more; `truncate` takes some back."""
+    """The cache of one sequence. `n` tokens are stored; `step` adds more; `truncate` takes some back.
+
+    chunk: tokens to attend to at once (see CachePolicy); a step may be longer.
+    """
 
     def __init__(self, model: ModelConfig, plan: CachePlan, *, n_ctx: int, chunk: int) -> None:
         plan = plan.within(n_ctx)
@@ -70,6 +75,7 @@ class KVCache:
         )
         self._row_bytes = RowBytes.of(model, plan)
         self._peak = 0
+        self._written: dict[int, int] = {}  # layer -> where the tokens end that an unfinished step has written there
 
     @property
     def n(self) -> int:
@@ -98,26 +104,65 @@ class KVCache:
 
     @contextmanager
     def step(self, n: int) -> Iterator[tuple[int, Attend]]:
-        """A chunk of n tokens: gives its first position and the `attend` that every layer calls once.
+        """n more tokens: gives their first position and the `attend` that every layer calls once.
 
-        The tokens count as stored when the block ends; if it is left by an exception, the cache is as before.
-        ContextFullError if they do not fit.
+        The tokens count as stored when the block ends. If it is left by an exception, those before are, as they were:
+        but where the step was so long that it overwrote hot tokens, these are restored from their cold form, and count
+        as degraded. ContextFullError if the tokens do not fit.
         """
-        step: Step = self._policy.step(n)
-        scale = self._model.attention_scale
+        self._mend()
+        steps = self._policy.steps(n)
+        pos, scale = self.n, self._model.attention_scale
+        written: dict[int, int] = {}
+        self._written = written
 
         def attend(layer: int, q: F32, k: F32, v: F32) -> F32:
-            return self.store.step(layer, q, k, v, step.pos, step.hot_from, step.cold_from, step.cold_to, scale=scale)
+            if len(steps) == 1:
+                return attend_piece(layer, steps[0], q, k, v)
+            out = np.empty((n, q.shape[1], self._model.head_dim_v), np.float32)
+            for s in steps:
+                at = slice(s.pos - pos, s.pos - pos + s.n)
+                out[at] = attend_piece(layer, s, q[at], k[at], v[at])
+            return out
 
-        yield step.pos, attend
-        hot, cold = self._policy.peak_tokens(step)
-        self._policy.commit(step)
-        self._peak = max(self._peak, self._row_bytes.total(self._policy.sink_tokens, hot, cold))
+        def attend_piece(layer: int, s: Step, q: F32, k: F32, v: F32) -> F32:
+            written[layer] = s.pos + s.n
+            return self.store.step(layer, q, k, v, s.pos, s.hot_from, s.cold_from, s.cold_to, scale=scale)
+
+        try:
+            yield pos, attend
+        except BaseException:
+            if self._written is written:  # else this block ends late, and somebody has mended what it left
+                self._mend()
+            raise
+        policy, total = self._policy, self._row_bytes.total
+        policy.commit(steps[-1])
+        self._written = {}
+        self._peak = max(self._peak, *(total(policy.sink_tokens, *policy.peak_tokens(s)) for s in steps))
+
+    def _mend(self) -> None:
+        """Make the tokens stored before an unfinished step whole again. May itself be interrupted, and called again.
+
+        Layers stand at different pieces. Where a hot token was overwritten it has its cold form, made by an earlier
+        piece; the other layers get it too, from exact values, so that no tile is ever quantized twice.
+        """
+        policy, written = self._policy, self._written
+        stop = max(map(policy.overwritten, written.values()), default=0)
+        if stop > policy.marks.hot_start:
+            start, cold_from, marks = policy.marks.hot_start, policy.marks.quant_end, policy.restored(stop)
+            for layer in range(len(self.plan.layers)):
+                lost = policy.overwritten(written[layer]) if layer in written else start
+                self.store.quantize(layer, max(cold_from, lost), marks.quant_end)
+                self.store.rehydrate(layer, start, lost)
+            policy.marks = marks
+            self._peak = max(self._peak, self.nbytes)
+        self._written = {}
 
     def truncate(self, n: int) -> None:
         """Forget all but the first n tokens. See CachePolicy.truncate for when that is exact."""
         if not 0 <= n <= self.n:
             raise InputError(f"cannot truncate a cache of {self.n} tokens to {n}")
+        self._mend()
         start, stop = self._policy.truncate(n)
         if start < stop:
             for layer in range(len(self.plan.layers)):
@@ -126,10 +171,11 @@ class KVCache:
     def clear(self) -> None:
         """Forget everything, the peak included."""
         self._policy.clear()
-        self._peak = 0
+        self._peak, self._written = 0, {}
 
     def fork(self) -> KVCache:
         """An independent copy of the sequence."""
+        self._mend()
         twin = copy.copy(self)
         twin._policy, twin.store = copy.copy(self._policy), self.store.copy()
         return twin

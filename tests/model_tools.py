@@ -70,10 +70,13 @@ def load_exact(path: Path) -> Llama:
     return load_model(open_gguf(path), exact=True, dense=True)
 
 
-def sequence(model: Llama, *, n_ctx: int = 512, n_batch: int = 512, **settings: Any) -> Sequence:
-    """An empty sequence; settings are those of KVCacheConfig."""
+def sequence(
+    model: Llama, *, n_ctx: int = 512, n_batch: int = 512, piece: int | None = None, **settings: Any
+) -> Sequence:
+    """An empty sequence; settings are those of KVCacheConfig. piece: the cache's, if not by n_batch."""
     plan = CachePlan.of(KVCacheConfig(**settings), model.config.n_layers)
-    return Sequence(model, KVCache(model.config, plan, n_ctx=n_ctx, chunk=n_batch), n_batch=n_batch, n_threads=1)
+    cache = KVCache(model.config, plan, n_ctx=n_ctx, chunk=piece or n_batch)
+    return Sequence(model, cache, n_batch=n_batch, n_threads=1)
 
 
 def logits_of(model: Llama, ids: Ids[int], cuts: Ids[int] = (), **settings: Any) -> F32:

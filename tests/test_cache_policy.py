@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mixkv.engine.cache import CachePolicy
+from mixkv.engine.cache import PIECE, CachePolicy, Step
 from mixkv.kernels.errors import ContextFullError
 
 TILE = 16
@@ -74,19 +74,28 @@ class Tokens(RuleBasedStateMachine):
 
     @rule(n=st.integers(1, 64))
     def step(self, n: int) -> None:
-        n = min(n, self.cache.chunk, self.cache.n_ctx - self.length)
+        """n tokens, in as many pieces as that takes; only the last of them is committed."""
+        n = min(n, self.cache.n_ctx - self.length)
         if n == 0:
             with pytest.raises(ContextFullError):
                 self.cache.step(1)
             return
         before = self.cache.marks
-        step = self.cache.step(n)
+        steps = self.cache.steps(n)
         assert self.cache.marks == before, "nothing changes until commit"
+        assert sum(s.n for s in steps) == n and all(s.n <= self.cache.chunk for s in steps)
+        for step in steps:
+            self.hot = {j: exact for j, exact in self.hot.items() if j >= step.hot_start}
+            self.piece(step)
+        self.cache.commit(steps[-1])
+        self.hot = {j: exact for j, exact in self.hot.items() if j >= self.cache.marks.hot_start}
+
+    def piece(self, step: Step) -> None:
         end = self.length + step.n
         assert step.pos == self.length
         for j in range(max(self.length, self.s), end):
             self.hot[j] = True
-            self.owner[(j - self.s) // TILE % self.cache.hot_tiles] = (j - self.s) // TILE
+            self.own(self.owner, j)
         self.quantize(step.cold_from, step.cold_to, end)
         assert self.cache.peak_tokens(step) == (len(self.hot), len(self.cold))
         if self.n is not None:
@@ -94,9 +103,41 @@ class Tokens(RuleBasedStateMachine):
             assert len(self.cold) <= max(0, spec_first_hot(max(end, self.longest), self.n, self.s) - self.s)
         for i in range(step.n):
             self.read(step.pos + i, int(step.hot_from[i]))
-        self.cache.commit(step)
         self.length, self.longest = end, max(self.longest, end)
-        self.hot = {j: exact for j, exact in self.hot.items() if j >= self.cache.marks.hot_start}
+
+    def own(self, owner: dict[int, int], j: int) -> None:
+        owner[(j - self.s) // TILE % self.cache.hot_tiles] = (j - self.s) // TILE
+
+    def owns(self, owner: dict[int, int], j: int) -> bool:
+        return owner[(j - self.s) // TILE % self.cache.hot_tiles] == (j - self.s) // TILE
+
+    @rule(n=st.integers(1, 172), begun=st.lists(st.integers(0, 12), min_size=1, max_size=3))
+    def fail(self, n: int, begun: list[int]) -> None:
+        """A step is left by an exception; each layer had begun that many of its pieces."""
+        n = min(n, self.cache.n_ctx - self.length)
+        steps, before, stop = self.cache.steps(n) if n else [], self.cache.marks, self.cache.marks.hot_start
+        for ran in (steps[:pieces] for pieces in begun if steps[:pieces]):
+            owner, cold = dict(self.owner), set(self.cold)
+            for step in ran:
+                for j in range(max(step.pos, self.s), step.pos + step.n):
+                    self.own(owner, j)
+                if step is not ran[-1]:  # which may have failed before it quantized anything
+                    cold |= set(range(step.cold_from, step.cold_to))
+            end = ran[-1].pos + ran[-1].n
+            lost = {j for j in self.hot if not self.owns(owner, j)}
+            assert lost == {j for j in self.hot if j < self.cache.overwritten(end)}
+            assert lost <= cold, "an overwritten token has its cold form"
+            stop = max(stop, self.cache.overwritten(end))
+        assert self.cache.marks == before
+        if stop > before.hot_start:
+            self.cache.marks = self.cache.restored(stop)
+        self.hot = {j: exact and j >= stop for j, exact in self.hot.items()}
+        self.cold |= {j for j in self.hot if j < stop and j < self.tiles(self.length)}
+        self.longest = max(self.longest, self.length + n)
+
+    def tiles(self, n: int) -> int:
+        """Where the last whole tile of n tokens ends."""
+        return self.s + max(0, n - self.s) // TILE * TILE
 
     def quantize(self, start: int, stop: int, end: int) -> None:
         """Whole tiles of tokens that are there, are hot, and have no cold form yet."""
@@ -113,8 +154,7 @@ class Tokens(RuleBasedStateMachine):
                 assert j in self.cold, f"query {p} finds no cold form of {j}"
             else:
                 assert j in self.hot, f"query {p} finds no hot form of {j}"
-                tile = (j - self.s) // TILE
-                assert self.owner[tile % self.cache.hot_tiles] == tile, f"the ring lost tile {tile}"
+                assert self.owns(self.owner, j), f"the ring lost token {j}"
 
     @rule(back=st.integers(0, 40))
     def roll_back(self, back: int) -> None:
@@ -122,10 +162,10 @@ class Tokens(RuleBasedStateMachine):
         self.cut(max(0, self.length - back))
 
     def cut(self, n: int) -> None:
-        broken = self.s + max(0, n - self.s) // TILE * TILE  # a tile that lost tokens is no tile
+        broken = self.tiles(n)  # a tile that lost tokens is no tile
         recent = range(min(spec_first_hot(n, self.n, self.s), broken), n)
         exact = all(j in self.hot for j in recent)
-        assert self.cache.truncates_exactly(n) == exact
+        assert self.cache.truncates_exactly(n) == all(self.hot.get(j, False) for j in recent)
         if n >= self.longest - self.reserve:
             assert exact, "within the reserve nothing may be lost"
         start, stop = self.cache.truncate(n)
@@ -133,7 +173,7 @@ class Tokens(RuleBasedStateMachine):
         for j in range(start, stop):
             assert j in self.cold and j not in self.hot, f"token {j} cannot be restored"
             self.hot[j] = False
-            self.owner[(j - self.s) // TILE % self.cache.hot_tiles] = (j - self.s) // TILE
+            self.own(self.owner, j)
         self.hot = {j: e for j, e in self.hot.items() if j < n}
         self.cold = {j for j in self.cold if j < broken}
         self.length = n
@@ -198,9 +238,10 @@ def test_truncation_within_the_reserve_is_exact_and_beyond_it_is_counted() -> No
 
 
 def test_the_ring_is_no_larger_than_it_must_be() -> None:
-    """Its rows are the memory of the hot part: window, reserve and chunk, a partial tile at either end."""
+    """Its rows are the memory of the hot part: window, reserve and piece, a partial tile at either end."""
     assert policy(n=32, chunk=64).hot_tiles == 8
     assert policy(n=32, chunk=64, reserve=16).hot_tiles == 9
+    assert policy(n=32, chunk=512).hot_tiles == policy(n=32, chunk=PIECE).hot_tiles == 12
     assert policy(n_ctx=100, n=512).hot_tiles == 6  # never more than the context has
     assert policy(n_ctx=100, n=None).hot_tiles == 6
     assert policy(n_ctx=10, s=16).hot_tiles == 1
@@ -208,12 +249,11 @@ def test_the_ring_is_no_larger_than_it_must_be() -> None:
 
 def test_peak_of_a_long_prompt_is_cold_bytes_and_a_window_of_hot_ones() -> None:
     """Others hold the whole prompt in FP16 while they quantize it."""
-    cache, n = policy(n_ctx=5000, n=512, chunk=256), 4321
-    most = 0
+    cache, n, most = policy(n_ctx=5000, n=512, chunk=256), 4321, 0
     while cache.n < n:
-        step = cache.step(min(256, n - cache.n))
-        hot, cold = cache.peak_tokens(step)
-        most = max(most, hot)
-        assert cold <= max(0, cache.first_hot(n) - 16)
-        cache.commit(step)
-    assert most <= 512 + 256 + TILE
+        steps = cache.steps(min(256, n - cache.n))
+        peaks = [cache.peak_tokens(step) for step in steps]
+        most = max(most, *(hot for hot, _ in peaks))
+        assert peaks[-1][1] <= max(0, cache.first_hot(n) - 16)
+        cache.commit(steps[-1])
+    assert most <= 512 + PIECE + TILE

@@ -1,5 +1,6 @@
-"""Native logits are bit-identical for any number of threads, any cut of the prompt, one by one or in a batch, and
-after save and restore, for every instruction set that this machine runs (NumPy's matrix products are not)."""
+"""Native logits are bit-identical for any number of threads, any cut of the prompt and any pieces in which the cache
+takes it, one by one or in a batch, and after save and restore, for every instruction set that this machine runs
+(NumPy's matrix products are not)."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import mixkv
+from mixkv.engine.kv import KVCache
 from mixkv.engine.llm import LLM
 from mixkv.kernels import ops
 from mixkv.kernels.state import F32
@@ -20,6 +22,8 @@ N = 150
 CACHES = {
     "mixed": {"mixed_kv_cache": True, "hot_window": 32, "sink_tokens": 4},
     "mixed_q8": {"mixed_kv_cache": True, "hot_window": 16, "sink_tokens": 0, "type_k": "q8_0", "type_v": "q4_0"},
+    "reserve": {"mixed_kv_cache": True, "hot_window": 17, "sink_tokens": 0, "rollback_reserve": 9},
+    "no_window": {"mixed_kv_cache": True, "hot_window": 0, "sink_tokens": 3},
     "f16": {},
     "q8_0": {"type_k": "q8_0", "type_v": "q8_0"},
 }
@@ -33,9 +37,11 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     ops.set_isa(before)
 
 
-def run(cache: str, *, n_batch: int, n_threads: int = 2) -> tuple[LLM, F32]:
+def run(cache: str, *, n_batch: int, n_threads: int = 2, piece: int = 0) -> tuple[LLM, F32]:
     """A fresh demo model and its logits for a fixed random prompt of N tokens."""
     llm = mixkv.load(n_ctx=256, n_batch=n_batch, n_threads=n_threads, **CACHES[cache])
+    if piece:
+        llm.sequence.cache = KVCache(llm.config, llm.cache.plan, n_ctx=256, chunk=piece)
     return llm, llm.logits(np.random.default_rng(1).integers(3, llm.config.n_vocab, N))
 
 
@@ -48,6 +54,17 @@ def test_logits_do_not_depend_on_threads_or_chunks(isa: str, cache: str) -> None
         _, logits = run(cache, n_batch=n_batch, n_threads=n_threads)
         different = int((logits != expected).sum())
         assert different == 0, f"{different} logits differ for chunks of {n_batch} on {n_threads} threads"
+
+
+@pytest.mark.parametrize("cache", [name for name, settings in CACHES.items() if settings])
+@pytest.mark.filterwarnings("ignore::mixkv.MixkvWarning")
+def test_logits_do_not_depend_on_pieces(isa: str, cache: str) -> None:
+    """Chunks of 100 tokens for the matrix products, cut again for attention, at tiles and elsewhere."""
+    _, expected = run(cache, n_batch=100)
+    for piece in (1, 16, 33, 48):
+        _, logits = run(cache, n_batch=100, piece=piece)
+        different = int((logits != expected).sum())
+        assert different == 0, f"{different} logits differ for pieces of {piece}"
 
 
 def test_a_restored_session_continues_bit_for_bit(isa: str, tmp_path: Path) -> None:

@@ -62,13 +62,13 @@ def same(exact: F32, one_by_one: F32) -> float:
 
 
 @settings(max_examples=12)
-@given(st.lists(st.integers(1, 70), max_size=8))
+@given(st.lists(st.integers(1, 70), max_size=8), st.integers(1, 128))
 def test_any_split_of_the_prompt_gives_the_logits_of_one_by_one_decoding(
-    model: Llama, ids: list[int], one_by_one: F32, same: float, lengths: list[int]
+    model: Llama, ids: list[int], one_by_one: F32, same: float, lengths: list[int], piece: int
 ) -> None:
     """Other quantized caches compute a prompt in FP16 or quantize it whole: answers depend on batch sizes."""
     cuts = [cut for cut in accumulate(lengths) if cut < N]
-    assert nmse(logits_of(model, ids, cuts, **MIXED), one_by_one) <= same
+    assert nmse(logits_of(model, ids, cuts, piece=piece, **MIXED), one_by_one) <= same
 
 
 @pytest.mark.parametrize("cuts", [(), (63,), (64,), (62,), (79, 80), (16,), (15, 17), (149,), (32, 48, 64, 80, 96)])
@@ -104,8 +104,8 @@ def test_every_kind_of_cache_is_independent_of_the_split(
     """Without a window a tile used to be quantized one step before its last token was there."""
     wanted = logits_of(model, ids, range(1, N), **config)
     bound = (SAME_Q8 if config.get("type_v") == "q8_0" else SAME) * nmse(wanted, exact)
-    for cuts in ((), (15, 31, 32, 80), range(7, N, 7)):
-        assert nmse(logits_of(model, ids, cuts, **config), wanted) <= bound
+    for cuts, piece in (((), None), ((), 16), ((), 33), ((15, 31, 32, 80), 5), (range(7, N, 7), None)):
+        assert nmse(logits_of(model, ids, cuts, piece=piece, **config), wanted) <= bound
 
 
 def test_the_demo_model_is_independent_of_the_split() -> None:

@@ -16,6 +16,7 @@ from attention_oracle import exact_attention, nmse
 from model_tools import F32, load_exact, logits_of, random_ids, random_llama, sequence
 
 import mixkv
+from mixkv.engine.cache import PIECE
 from mixkv.engine.sequence import Sequence
 from mixkv.kernels import LayerFormat, ops
 from mixkv.models.llama import Llama
@@ -75,21 +76,23 @@ def test_an_empty_cache_holds_nothing(model: Llama) -> None:
 
 @pytest.mark.parametrize("n_batch", [16, 50, 300])
 def test_peak_during_prefill_is_bounded(model: Llama, ids: list[int], n_batch: int) -> None:
-    """Others peak above FP16 while they quantize; here: quantized bytes of n tokens, and window + chunk + tile hot."""
+    """Others peak above FP16 while they quantize; here: quantized bytes of n tokens, and window + piece + tile hot."""
     seq = filled(model, ids, n_batch=n_batch, **MIXED)
     peak = seq.cache.peak_nbytes
     assert peak == seq.cache.stats().peak_bytes
-    assert seq.cache.nbytes <= peak <= 300 * Q4 + (16 + 32 + n_batch + 16) * FP16
+    assert seq.cache.nbytes <= peak <= 300 * Q4 + (16 + 32 + min(n_batch, PIECE) + 16) * FP16
     if n_batch == 16:
         assert peak < 0.55 * 300 * FP16
     seq.cache.clear()
     assert seq.cache.peak_nbytes == 0
 
 
-def test_the_ring_is_allocated_for_window_and_chunk_not_for_the_context(model: Llama) -> None:
+def test_the_ring_is_allocated_for_window_and_piece_not_for_the_context(model: Llama) -> None:
     """Hot rows beyond the ring must not be kept somewhere: the store's own arrays are the memory."""
-    small, large = (sequence(model, n_ctx=n_ctx, n_batch=32, **MIXED).cache.policy.hot_tiles for n_ctx in (512, 10**6))
-    assert small == large == (32 + 32) // 16 + 2
+    for n_batch, piece in ((32, 32), (PIECE, PIECE), (512, PIECE)):
+        for n_ctx in (512, 10**5):
+            policy = sequence(model, n_ctx=n_ctx, n_batch=n_batch, **MIXED).cache.policy
+            assert policy.hot_tiles == (32 + piece) // 16 + 2
 
 
 def test_truncation_within_the_reserve_is_exact(model: Llama, ids: list[int]) -> None:
