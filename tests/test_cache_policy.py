@@ -54,7 +54,7 @@ class Tokens(RuleBasedStateMachine):
         s=st.sampled_from([0, 1, 4, 16, 20]),
         reserve=st.sampled_from([0, 1, 5, 16, 30]),
         chunk=st.sampled_from([1, 7, 16, 33, 64]),
-        n_ctx=st.sampled_from([10, 100, 173]),
+        n_ctx=st.sampled_from([10, 173, 400]),
     )
     def start(self, n: Window, s: int, reserve: int, chunk: int, n_ctx: int) -> None:
         self.n, self.s, self.reserve = n, s, reserve
@@ -111,12 +111,12 @@ class Tokens(RuleBasedStateMachine):
     def owns(self, owner: dict[int, int], j: int) -> bool:
         return owner[(j - self.s) // TILE % self.cache.hot_tiles] == (j - self.s) // TILE
 
-    @rule(n=st.integers(1, 172), begun=st.lists(st.integers(0, 12), min_size=1, max_size=3))
-    def fail(self, n: int, begun: list[int]) -> None:
-        """A step is left by an exception; each layer had begun that many of its pieces."""
+    @rule(n=st.integers(1, 300), begun=st.lists(st.sampled_from([0, 0.4, 0.7, 1]), min_size=1, max_size=3))
+    def fail(self, n: int, begun: list[float]) -> None:
+        """A step is left by an exception; each layer had begun that share of its pieces."""
         n = min(n, self.cache.n_ctx - self.length)
         steps, before, stop = self.cache.steps(n) if n else [], self.cache.marks, self.cache.marks.hot_start
-        for ran in (steps[:pieces] for pieces in begun if steps[:pieces]):
+        for ran in filter(None, (steps[: round(share * len(steps))] for share in begun)):
             owner, cold = dict(self.owner), set(self.cold)
             for step in ran:
                 for j in range(max(step.pos, self.s), step.pos + step.n):
