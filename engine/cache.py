@@ -28,7 +28,7 @@ from mixkv.kernels.errors import ContextFullError
 
 PIECE = 128
 """Tokens, a multiple of TILE. A piece is hot beside the window while it is attended to, so it sets the peak: 0.312 of
-FP16's bytes at 16,384 tokens with the default window, where 512 made it 0.337; 64 would save 0.003 more. On two cores
+FP16's bytes at 16,384 tokens with the default window, where 512 made it 0.336; 64 would save 0.003 more. On two cores
 attention takes the same time in pieces of 64 to 512 (Llama 3.2 1B, at depths of 0, 1,024 and 8,192); 128 leave it 64
 blocks of query rows there, four for each of 16 threads."""
 
