@@ -1,8 +1,8 @@
 """Text <-> token ids, from the vocabulary in a model file.
 
 Know before you change this room: `vocab.py` reads and checks the file's vocabulary, `base.py` cuts out special
-tokens, `spm.py` and `bpe.py` encode what lies between them, `detokenizer.py` streams text out. A new kind of
-vocabulary is a new subclass of Tokenizer and a line in `_KINDS`.
+tokens, `spm.py` (by sentencepiece) and `bpe.py` (by `merges.py`) encode what lies between them, `detokenizer.py`
+streams text out. A new kind of vocabulary is a new subclass of Tokenizer and a line in `_KINDS`.
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
 
-from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary
+import numpy as np
+
+from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, text_of
 from mixkv.kernels.errors import InputError
 
-_SPECIAL_TYPES = (TokenType.CONTROL, TokenType.UNKNOWN)
+_SPECIAL_TYPES = [TokenType.CONTROL, TokenType.UNKNOWN]
 
 
 class Tokenizer(ABC):
@@ -27,13 +29,14 @@ class Tokenizer(ABC):
     def __init__(self, vocab: Vocabulary, *, add_bos: bool, add_eos: bool) -> None:
         """`add_bos`, `add_eos`: the tokenizer model's defaults, for a file that does not say."""
         # Not the vocabulary itself, whose merges are large and of no use once the subclass has read them.
-        self._tokens, self._types, self._texts, self._ids = vocab.tokens, vocab.types, vocab.texts, vocab.ids
+        self._tokens, self._types, self._ids = vocab.tokens, vocab.types, vocab.ids
         self.n_vocab = len(vocab.tokens)
         self.bos_id, self.eos_id, self.eog_ids = vocab.bos_id, vocab.eos_id, vocab.eog_ids
         self.add_bos = (add_bos if vocab.add_bos is None else vocab.add_bos) and vocab.bos_id is not None
         self.add_eos = (add_eos if vocab.add_eos is None else vocab.add_eos) and vocab.eos_id is not None
-        self._special = frozenset(i for i, kind in enumerate(vocab.types) if kind in _SPECIAL_TYPES)
-        self._user_cuts = self._cuts(i for i, kind in enumerate(vocab.types) if kind == TokenType.USER_DEFINED)
+        types = np.frombuffer(vocab.types, np.uint8)
+        self._special = frozenset(np.flatnonzero(np.isin(types, _SPECIAL_TYPES)).tolist())
+        self._user_cuts = self._cuts(np.flatnonzero(types == TokenType.USER_DEFINED).tolist())
 
     @abstractmethod
     def _encode_plain(self, text: str, after_special: bool) -> list[int]:
@@ -95,7 +98,7 @@ class Tokenizer(ABC):
 
     def token_to_id(self, text: str) -> int | None:
         """Id of the token with this text, written as the vocabulary writes it; None where there is none."""
-        return self._ids.get(text)
+        return self._ids.get(text.encode("utf-8", "surrogatepass"))
 
     @cached_property
     def _all_cuts(self) -> list[tuple[str, int]]:
@@ -103,7 +106,7 @@ class Tokenizer(ABC):
 
     def _cuts(self, ids: Iterable[int]) -> list[tuple[str, int]]:
         """Texts to cut out with their ids, in the order in which they are looked for."""
-        cuts = [(text, i) for i in ids if (text := self._texts[i]) is not None]
+        cuts = [(text, i) for i in ids if (text := text_of(self._tokens[i])) is not None]
         return sorted(cuts, key=lambda cut: (-len(self._tokens[cut[1]]), cut[1]))
 
     def _split(self, text: str, parse_special: bool) -> list[str | int]:

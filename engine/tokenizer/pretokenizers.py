@@ -16,7 +16,7 @@ import warnings
 from dataclasses import dataclass
 
 from tokenizers import Regex
-from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
+from tokenizers.pre_tokenizers import PreTokenizer, Sequence, Split
 
 from mixkv.kernels.errors import MixkvWarning
 
@@ -116,6 +116,5 @@ def find_rule(name: str | None) -> PreTokenizerRule:
 
 
 def pre_tokenizer(rule: PreTokenizerRule) -> PreTokenizer:
-    """The rule as the `tokenizers` package runs it, bytes written as GPT-2's visible characters."""
-    splits = [Split(Regex(e), behavior="isolated", invert=False) for e in rule.expressions]
-    return Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+    """The rule as the `tokenizers` package runs it."""
+    return Sequence([Split(Regex(e), behavior="isolated", invert=False) for e in rule.expressions])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, is_byte_text
+from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, is_byte_text, text_of
 from mixkv.kernels.errors import TokenizerError
 
 _FLOAT = Struct("<f")
@@ -35,7 +35,7 @@ def sentencepiece_model(vocab: Vocabulary) -> bytes:
     pieces: list[bytes] = []
     bytes_seen: set[int] = set()
     unk_seen = False
-    for i, (token, text, kind) in enumerate(zip(vocab.tokens, vocab.texts, vocab.types, strict=True)):
+    for i, (token, kind) in enumerate(zip(vocab.tokens, vocab.types, strict=True)):
         name = _HIDDEN.format(i)
         written = TokenType.CONTROL
         if kind == TokenType.BYTE:
@@ -47,7 +47,7 @@ def sentencepiece_model(vocab: Vocabulary) -> bytes:
         elif kind == TokenType.UNKNOWN:
             written = TokenType.CONTROL if unk_seen else TokenType.UNKNOWN  # sentencepiece allows one
             unk_seen = True
-        elif kind != TokenType.CONTROL and text is not None and not is_byte_text(token):
+        elif kind != TokenType.CONTROL and not is_byte_text(token) and (text := text_of(token)) is not None:
             # User-defined tokens are cut out beforehand; what is left of them merges like any other, by score.
             name, written = text, TokenType.UNUSED if kind == TokenType.UNUSED else TokenType.NORMAL
         pieces.append(_piece(name, float(vocab.scores[i]), written))

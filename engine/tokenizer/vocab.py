@@ -2,8 +2,10 @@
 
 Know before you change this room: everything here comes from a file that a stranger made, so it is checked here
 and nowhere else; the tokenizers rely on it. Token texts stay bytes, because a file may hold texts that are not
-UTF-8; such a token can be printed but never be found in a text. Which tokens end a generation follows llama.cpp,
-which knows them by their text, since files often name only one of them in their metadata.
+UTF-8; such a token can be printed but never be found in a text. Files of 128k tokens are common and every start of
+the program waits for them, so no loop here runs over all tokens in Python unless something is wrong with them
+(or the vocabulary is SPM, which has 32k). Which tokens end a generation follows llama.cpp, which knows them by their
+text, since files often name only one of them in their metadata.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mixkv.kernels.errors import TokenizerError
 from mixkv.models.gguf import GGUFFile
@@ -57,7 +59,8 @@ class Vocabulary:
 
     model: str  # "llama" (SPM) or "gpt2" (BPE)
     tokens: list[bytes]  # text of each id as the file writes it; b"" where the file has none
-    types: list[int]  # TokenType of each id
+    types: bytes  # TokenType of each id; 0 for a number that is none
+    ids: dict[bytes, int]  # text of a token -> its id; no b""
     scores: np.ndarray | None  # (n_vocab,) float32; SPM merges the pair with the highest score first
     merges: list[bytes] | None  # b"left right", most important first; BPE only
     pre: str | None  # name of the pre-tokenizer; BPE only
@@ -69,22 +72,12 @@ class Vocabulary:
     add_eos: bool | None
     add_space_prefix: bool | None
 
-    @cached_property
-    def texts(self) -> list[str | None]:
-        """The tokens as text; None for a token that is empty or not UTF-8 and so never stands in a text."""
-        return [_text(token) for token in self.tokens]
-
-    @cached_property
-    def ids(self) -> dict[str, int]:
-        """Text of a token -> its id."""
-        return {text: i for i, text in enumerate(self.texts) if text is not None}
-
 
 def make_vocabulary(
     model: str,
-    tokens: Sequence[bytes],
+    tokens: list[bytes],
     *,
-    types: Sequence[int] | None = None,
+    types: NDArray[np.integer] | None = None,
     scores: np.ndarray | None = None,
     merges: list[bytes] | None = None,
     pre: str | None = None,
@@ -104,7 +97,7 @@ def make_vocabulary(
     n_vocab = len(tokens)
     if n_vocab == 0:
         raise TokenizerError("the vocabulary is empty (tokenizer.ggml.tokens); download or convert the model again")
-    _check_unique(tokens)
+    ids = _index(tokens)
     for name, values in (("token_type", types), ("scores", scores)):
         if values is not None and len(values) < n_vocab:
             raise TokenizerError(
@@ -119,18 +112,22 @@ def make_vocabulary(
             raise TokenizerError(
                 f"the {name} token has id {special}, but the vocabulary has {n_vocab} tokens; convert the model again"
             )
-    known = [int(kind) for kind in types[:n_vocab]] if types is not None else [int(TokenType.NORMAL)] * n_vocab
     if types is None:
+        known = bytearray([TokenType.NORMAL]) * n_vocab
         for special, kind in ((bos_id, TokenType.CONTROL), (eos_id, TokenType.CONTROL), (unk_id, TokenType.UNKNOWN)):
             if special is not None:
-                known[special] = int(kind)
+                known[special] = kind
+    else:
+        valid = np.isin(types[:n_vocab], list(TokenType))
+        known = bytearray(np.where(valid, types[:n_vocab], 0).astype(np.uint8).tobytes())
     if model == "llama":
         _mark_bytes(tokens, known)
-    ending = _mark_control(tokens, known) | {i for i in (eos_id, *end_ids) if i is not None}
+    ending = _mark_control(ids, known) | {i for i in (eos_id, *end_ids) if i is not None}
     return Vocabulary(
         model=model,
-        tokens=list(tokens),
-        types=known,
+        tokens=tokens,
+        types=bytes(known),
+        ids=ids,
         scores=None if scores is None else np.asarray(scores[:n_vocab], dtype=np.float32),
         merges=merges,
         pre=pre,
@@ -159,7 +156,7 @@ def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
     return make_vocabulary(
         gguf.str(key("model")),
         gguf.strings(key("tokens")),
-        types=gguf.array(key("token_type"), np.int32, np.uint32).tolist() if key("token_type") in meta else None,
+        types=gguf.array(key("token_type"), np.int32, np.uint32) if key("token_type") in meta else None,
         scores=gguf.array(key("scores"), np.float32, np.int32) if key("scores") in meta else None,
         merges=gguf.strings(key("merges")) if key("merges") in meta else None,
         pre=gguf.str(key("pre")) if key("pre") in meta else None,
@@ -182,43 +179,45 @@ def _is_hex(digits: bytes) -> bool:
     return all(d in b"0123456789abcdefABCDEF" for d in digits)
 
 
-def _text(token: bytes) -> str | None:
+def text_of(token: bytes) -> str | None:
+    """A token as text; None for one that is empty or not UTF-8 and so never stands in a text."""
     try:
         return token.decode("utf-8") or None
     except UnicodeDecodeError:
         return None
 
 
-def _check_unique(tokens: Sequence[bytes]) -> None:
-    first = {token: i for i, token in reversed(list(enumerate(tokens)))}
-    if len(first) == len(tokens):
-        return
-    for i, token in enumerate(tokens):
-        if token and first[token] != i:
-            raise TokenizerError(
-                f"the vocabulary holds the token {token[:60]!r} twice (ids {first[token]} and {i}); convert the "
-                "model again"
-            )
+def _index(tokens: list[bytes]) -> dict[bytes, int]:
+    """Text of a token -> its id. Raises TokenizerError for a text that stands there twice."""
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
+    ids.pop(b"", None)
+    if len(ids) + tokens.count(b"") == len(tokens):
+        return ids
+    twice = next(i for i, token in enumerate(tokens) if token and ids[token] != i)
+    raise TokenizerError(
+        f"the vocabulary holds the token {tokens[twice][:60]!r} twice (ids {twice} and {ids[tokens[twice]]}); convert "
+        "the model again"
+    )
 
 
-def _mark_bytes(tokens: Sequence[bytes], types: list[int]) -> None:
+def _mark_bytes(tokens: list[bytes], types: bytearray) -> None:
     """Make `<0x41>` and its like bytes, in place: some files mark them as ordinary tokens."""
     for i, token in enumerate(tokens):
-        if types[i] in (TokenType.NORMAL, TokenType.UNUSED) and is_byte_text(token):
-            types[i] = int(TokenType.BYTE)
+        if is_byte_text(token) and types[i] in (TokenType.NORMAL, TokenType.UNUSED):
+            types[i] = TokenType.BYTE
 
 
-def _mark_control(tokens: Sequence[bytes], types: list[int]) -> set[int]:
+def _mark_control(ids: dict[bytes, int], types: bytearray) -> set[int]:
     """Make control-looking tokens control tokens, in place; the ids among them that end a generation."""
-    control = {text.encode(): text in END_TEXTS for text in CONTROL_TEXTS}
-    ending: dict[bytes, int] = {}
-    for i, token in enumerate(tokens):
-        if token in control:
-            types[i] = int(TokenType.CONTROL)
-            if control[token]:
-                ending[token] = i
-    if {b"<|return|>", b"<|call|>"} <= ending.keys() or {b"<|flush|>", b"<|calls|>"} <= ending.keys():
-        ending.pop(b"<|end|>", None)  # there it closes one message of an answer, not the answer
-    if b"<|tool_response>" in ending:
-        ending.pop(b"</s>", None)
+    ending: dict[str, int] = {}
+    for text in CONTROL_TEXTS:
+        token_id = ids.get(text.encode())
+        if token_id is not None:
+            types[token_id] = TokenType.CONTROL
+            if text in END_TEXTS:
+                ending[text] = token_id
+    if {"<|return|>", "<|call|>"} <= ending.keys() or {"<|flush|>", "<|calls|>"} <= ending.keys():
+        ending.pop("<|end|>", None)  # there it closes one message of an answer, not the answer
+    if "<|tool_response>" in ending:
+        ending.pop("</s>", None)
     return set(ending.values())
