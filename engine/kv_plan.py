@@ -10,7 +10,6 @@ cache is planned; a uniform one is what it was asked to be, and so are layers in
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,7 +19,6 @@ from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv import RowBytes
 from mixkv.engine.kv_sample import HeadSample, sample_heads
 from mixkv.kernels import CACHE_TYPES, LayerFormat, cache_type
-from mixkv.kernels.errors import MixkvWarning
 from mixkv.kernels.formats import decode, encode
 from mixkv.kernels.store import hadamard
 from mixkv.models.config import ModelConfig, read_config
@@ -53,28 +51,31 @@ class LayerPlan:
 def plan_cache(gguf: GGUFFile, config: KVCacheConfig) -> CachePlan:
     """The cache of the model in `gguf`: what `config` says, with the layers changed that need it.
 
-    Raises GGUFError for a file that is no model, ConfigError as CachePlan.of does. A warning where it saves no bytes.
+    Raises GGUFError for a file that is no model, ConfigError as CachePlan.of does.
     """
-    model = read_config(gguf)
-    plan = CachePlan.of(config, model.n_layers)
-    if _is_planned(config):
-        plan = replace(plan, layers=tuple(layer.format for layer in plan_layers(gguf, config)))
-    rows = RowBytes.of(model, plan)
-    if plan.hot_window is not None and rows.cold >= rows.hot:
-        warnings.warn(
-            f"a quantized token takes {rows.cold} bytes of this cache and an FP16 one {rows.hot}, because heads of "
-            f"{model.head_dim_k} numbers are padded to whole blocks of 32: the plain f16 cache is no larger, and exact",
-            MixkvWarning,
-            stacklevel=3,
-        )
-    return plan
+    plan = CachePlan.of(config, read_config(gguf).n_layers)
+    if not _is_planned(config):
+        return plan
+    return replace(plan, layers=tuple(layer.format for layer in plan_layers(gguf, config)))
 
 
 def plan_layers(gguf: GGUFFile, config: KVCacheConfig) -> list[LayerPlan]:
     """The plan of every layer, with its reasons. Raises what `plan_cache` raises."""
     model = read_config(gguf)
     formats = CachePlan.of(config, model.n_layers).layers
-    return [_plan_layer(gguf, model, config, i, base) for i, base in enumerate(formats)]
+    plans = [_plan_layer(gguf, model, config, i, base) for i, base in enumerate(formats)]
+    return [replace(p, why=p.why + _note_on_bytes(model, p.format)) for p in plans]
+
+
+def _note_on_bytes(model: ModelConfig, layer: LayerFormat) -> str:
+    """Small heads are padded to whole blocks, which may cost more than quantizing saves: people should know."""
+    rows = RowBytes.of(model, CachePlan((layer,), hot_window=0, sink_tokens=0))
+    if rows.cold < rows.hot or (cache_type(layer.type_k).is_float and cache_type(layer.type_v).is_float):
+        return ""
+    return (
+        f"; saves no memory, {rows.cold} bytes a token against {rows.hot} in FP16, since heads of {model.head_dim_k} "
+        "numbers are padded to blocks of 32: use the plain f16 cache"
+    )
 
 
 def _is_planned(config: KVCacheConfig) -> bool:
