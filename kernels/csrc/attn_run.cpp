@@ -112,7 +112,7 @@ private:
     int max_rows_ = 0;
 };
 
-thread_local Arena thread_arena;
+thread_local Arena thread_arena, split_arena;
 
 Attention::Attention(const AttnProblem& p) : p_(p), ops_(attn_ops()) {
     const int64_t per_range = std::max(1, rows_per_block / group());
@@ -265,6 +265,12 @@ void Attention::add_values(const QueryRange& r, int64_t base, const BlockScratch
         if (whole) return whole(b.x, rows(r), tiles, p_.head_dim_v, state);
     }
     ValueBlock block{b.x, int(r.stop - r.first), group(), p_.head_dim_v, {}, b.readers, state};
+    if (b.alike) {  // all cold
+        std::fill_n(b.readers, block.n_queries, uint8_t((1 << tiles_per_block) - 1));
+        for (int t = 0; t < tiles_per_block; ++t)
+            block.tiles[t] = tile_at(side_v, base + t * tile_tokens, r.kv_head, false);
+        return matrix(block);
+    }
     bool any_cold = false;
     std::fill_n(b.readers, block.n_queries, uint8_t(0));
     for (int pass = 0; pass < (matrix ? 2 : 1); ++pass) {  // with matrix units: cold tiles together, then hot ones
@@ -371,7 +377,7 @@ void Attention::run_whole(const QueryRange& r) const {
 
 // Decoding: one task per chunk and range; whoever finishes a range's last chunk merges them all, in order.
 void Attention::run_split() {
-    Arena shared;
+    Arena& shared = split_arena;  // of the thread that calls; tasks use their own
     const size_t n_ranges = ranges_.size(), n_chunks = chunks_.size();
     shared.reserve(n_ranges * (query_bytes(max_rows_) + n_chunks * state_bytes(max_rows_)));
     std::vector<QueryRows> queries;
