@@ -17,7 +17,8 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
-from mixkv.kernels.reference import Weight, rms_norm, rope
+from mixkv.kernels import ops
+from mixkv.kernels.reference import rms_norm, rope
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.gguf_types import WEIGHT_TYPES
@@ -112,7 +113,8 @@ def _row_norms(
     chosen = np.unique(np.linspace(0, n_blocks - 1, max(2, COLUMNS // block)).astype(np.intp))
     packed = gguf.raw(name).reshape(shape[0], n_blocks, block_bytes)[rows[:, None], chosen]
     columns = len(chosen) * block
-    part = Weight(packed.reshape(len(rows), -1), int(info.ggml_type), columns).rows_as_float(slice(None))
+    weight = ops.Weight.pack(packed.reshape(len(rows), -1), int(info.ggml_type), columns)
+    part = ops.embed(weight, np.arange(len(rows), dtype=np.int32))
     gains = gain.reshape(n_blocks, block)
     share = np.square(gains[chosen]).sum() / np.square(gains).sum()
     return np.sqrt(np.square(part * gains[chosen].ravel()).sum(axis=1) / share)

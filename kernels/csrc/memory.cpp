@@ -1,6 +1,6 @@
-// Large buffers start on a 2 MiB boundary and end on a 4 KiB one, and only their whole 2 MiB pieces are advised as huge
-// pages: a huge page for the tail would waste 1 MiB per weight on average, which the resident-memory promise cannot
-// pay.
+// Buffers beyond 64 KiB are pages of their own, which the system zeroes when they are touched. Large ones start on a 2 MiB
+// boundary and end on a 4 KiB one, and only their whole 2 MiB pieces are advised as huge pages: a huge page for the tail
+// would waste 1 MiB per weight on average, which the resident-memory promise cannot pay.
 #include "memory.h"
 
 #include <cstdlib>
@@ -16,22 +16,22 @@
 
 namespace mixkv {
 namespace {
-constexpr size_t huge = size_t(2) << 20, page = 4096;
+constexpr size_t huge = size_t(2) << 20, page = 4096, mapped_from = size_t(64) << 10;
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 }  // namespace
 
 Buffer::Buffer(size_t bytes) : size_(bytes) {
     if (bytes == 0) return;
 #if defined(__linux__)
-    if (bytes >= huge) {
-        const size_t len = round_up(bytes, page);
-        void* p = mmap(nullptr, len + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (bytes >= mapped_from) {
+        const size_t len = round_up(bytes, page), align = bytes >= huge ? huge : page;
+        void* p = mmap(nullptr, len + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED) throw OutOfMemoryError("could not reserve " + std::to_string(bytes) + " bytes");
         auto* raw = static_cast<uint8_t*>(p);
-        auto* start = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<size_t>(raw), huge));
+        auto* start = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<size_t>(raw), align));
         if (start > raw) munmap(raw, size_t(start - raw));
-        if (raw + huge > start) munmap(start + len, size_t(raw + huge - start));
-        madvise(start, len / huge * huge, MADV_HUGEPAGE);
+        if (raw + align > start) munmap(start + len, size_t(raw + align - start));
+        if (bytes >= huge) madvise(start, len / huge * huge, MADV_HUGEPAGE);
         data_ = start;
         mapped_ = true;
         return;
