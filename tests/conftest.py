@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 for library in ("OPENBLAS", "MKL", "OMP"):  # read when NumPy is imported, so before anything else
@@ -29,6 +30,33 @@ os.environ["PYTHONSAFEPATH"] = "1"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev"))
+
+
+try:
+    from mixkv.kernels import _native as native
+except ImportError:  # built without native code: the tests that would ask for `isa` skip themselves
+    ISAS = []
+else:
+    ISAS = native.supported_isas()
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this machine runs, in turn, with two threads."""
+    before, threads = native.isa(), native.threads()
+    native.set_isa(request.param)
+    native.set_threads(2)
+    yield request.param
+    native.set_threads(threads)
+    native.set_isa(before)
+
+
+@pytest.fixture
+def poison() -> Iterator[None]:
+    """Scratch memory of the native attention full of NaN before each use."""
+    native.poison_scratch(True)
+    yield
+    native.poison_scratch(False)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ takes it, one by one or in a batch, and after save and restore, for every instru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +26,6 @@ CACHES = {
     "f16": {},
     "q8_0": {"type_k": "q8_0", "type_v": "q8_0"},
 }
-
-
-@pytest.fixture(params=ops.supported_isas() if hasattr(ops, "supported_isas") else [])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = ops.isa()
-    ops.set_isa(request.param)
-    yield request.param
-    ops.set_isa(before)
 
 
 def run(cache: str, *, n_batch: int, n_threads: int = 2, piece: int = 0) -> tuple[LLM, F32]:

@@ -7,7 +7,6 @@ prompt was cut, on threads, on the ring's size, or on a detour through get and s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +18,7 @@ from mixkv.kernels.formats import LayerFormat, QuantizedRows
 
 native = pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
 native_kv = pytest.importorskip("mixkv.kernels.native_kv")
+pytestmark = pytest.mark.usefixtures("isa", "poison")
 KVStore, attend_segment = native.KVStore, native_kv.attend_segment
 
 Q4 = LayerFormat("q4_0", "q4_0", rotate_k=True, rotate_v=True)
@@ -30,18 +30,6 @@ FORMATS = {
     "f32/q4_0": LayerFormat("f32", "q4_0", hot_v="f32"),
     "q8_0/q4_0": LayerFormat("q8_0", "q4_0", rotate_v=True),
 }
-
-
-@pytest.fixture(autouse=True, params=native.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before, threads = native.isa(), native.threads()
-    native.set_isa(request.param)
-    native.set_threads(2)
-    native.poison_scratch(True)
-    yield request.param
-    native.poison_scratch(False)
-    native.set_threads(threads)
-    native.set_isa(before)
 
 
 def bound(fmt: LayerFormat) -> float:

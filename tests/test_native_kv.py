@@ -7,7 +7,6 @@ independent writer of the formats.
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,22 +18,11 @@ from mixkv.kernels.errors import ConfigError, InputError
 from mixkv.kernels.formats import LayerFormat, decode
 
 native = pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
+pytestmark = pytest.mark.usefixtures("isa", "poison")
 KVStore = native.KVStore
 quants = pytest.importorskip("gguf.quants")
 GGML = {"q4_0": quants.GGMLQuantizationType.Q4_0, "q8_0": quants.GGMLQuantizationType.Q8_0}
 DIMS = [8, 48, 64, 80, 96, 128, 256]
-
-
-@pytest.fixture(autouse=True, params=native.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before, threads = native.isa(), native.threads()
-    native.set_isa(request.param)
-    native.set_threads(2)
-    native.poison_scratch(True)
-    yield request.param
-    native.poison_scratch(False)
-    native.set_threads(threads)
-    native.set_isa(before)
 
 
 def rows_of_all_kinds(n: int, heads: int, dim: int, seed: int = 0) -> NDArray[np.float32]:

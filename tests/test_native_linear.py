@@ -32,16 +32,6 @@ SCALE_BYTES = {  # where raw blocks keep FP16 scales, for the types that gguf ca
 }  # fmt: skip
 
 
-@pytest.fixture(params=native.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this machine runs, in turn; two threads."""
-    before = native.isa()
-    native.set_isa(request.param)
-    native.set_threads(2)
-    yield request.param
-    native.set_isa(before)
-
-
 @pytest.fixture(autouse=True)
 def default_threads() -> Iterator[None]:
     yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,6 @@ from gguf.quants import quantize
 from mixkv.kernels.errors import ConfigError, GGUFError, InputError
 
 native: Any = pytest.importorskip("mixkv.kernels.native", reason="the native extension is not built here")
-
-
-@pytest.fixture(params=native.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this machine runs, in turn."""
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
 
 
 def test_silu_at_the_ends(isa: str) -> None:
