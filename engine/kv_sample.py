@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES
 from numpy.typing import NDArray
 
 from mixkv.kernels import ops
+from mixkv.kernels.ggml import BLOCK_SIZES
 from mixkv.kernels.reference import rms_norm, rope
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
@@ -108,7 +108,7 @@ def _row_norms(
     info = gguf.tensors.get(name)
     if info is None or tuple(info.shape) != shape or info.ggml_type not in WEIGHT_TYPES:
         return None
-    block, block_bytes = GGML_QUANT_SIZES[info.ggml_type]
+    block, block_bytes = BLOCK_SIZES[info.ggml_type]
     n_blocks = shape[1] // block
     chosen = np.unique(np.linspace(0, n_blocks - 1, max(2, COLUMNS // block)).astype(np.intp))
     packed = gguf.raw(name).reshape(shape[0], n_blocks, block_bytes)[rows[:, None], chosen]

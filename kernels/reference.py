@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from mixkv.kernels.ggml import WeightType, dequantize
 from mixkv.kernels.reference_attention import attend_segment
 from mixkv.kernels.store import KVStore, hadamard
 
@@ -57,7 +56,7 @@ class Weight:
     def __init__(self, raw: NDArray[np.uint8], ggml_type: int, cols: int, dense: bool = False) -> None:
         self._raw, self.ggml_type, self.rows, self.cols = (
             raw,
-            GGMLQuantizationType(ggml_type),
+            WeightType(ggml_type),
             raw.shape[0],
             cols,
         )
@@ -80,11 +79,7 @@ class Weight:
         """Dequantized rows, (n, cols) float32."""
         if self._dense is not None:
             return self._dense[index]
-        raw = np.ascontiguousarray(self._raw[index])
-        if self.ggml_type == GGMLQuantizationType.F64:
-            return raw.view(np.float64).astype(np.float32)
-        with np.errstate(all="ignore"):  # scales of NaN and infinity are data
-            return dequantize(raw, self.ggml_type)
+        return dequantize(np.ascontiguousarray(self._raw[index]), self.ggml_type)
 
     def blocks(self) -> Iterator[tuple[slice, F32]]:
         """(rows, matrix) pieces of at most ROW_BLOCK_BYTES, in order."""

@@ -18,10 +18,9 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 
 from mixkv.kernels.errors import GGUFError
+from mixkv.kernels.ggml import dequantize
 from mixkv.models.gguf_header import Header, parse_header
 from mixkv.models.gguf_metadata import Metadata
 from mixkv.models.gguf_types import MAX_ENTRIES, WEIGHT_TYPES, TensorInfo, quoted
@@ -84,13 +83,7 @@ class GGUFFile:
         info = self._usable(name)
         if info.n_bytes == 0:
             return np.zeros(info.shape, np.float32)
-        raw = self.raw(name)
-        with np.errstate(all="ignore"):  # infinities and NaN are data
-            if info.ggml_type == GGMLQuantizationType.F64:
-                values = raw.view("<f8").astype(np.float32)
-            else:
-                values = np.array(dequantize(raw, info.ggml_type), dtype=np.float32)
-        return values.reshape(info.shape)
+        return np.array(dequantize(self.raw(name), info.ggml_type)).reshape(info.shape)
 
     def release(self, name: str) -> None:
         """Let the operating system drop the tensor's pages (they are read again when touched). Never fails.

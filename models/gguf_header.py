@@ -17,9 +17,8 @@ import mmap
 from dataclasses import dataclass
 from struct import Struct
 
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
-
 from mixkv.kernels.errors import GGUFError
+from mixkv.kernels.ggml import BLOCK_SIZES, WeightType
 from mixkv.models.gguf_metadata import Metadata, Number, Span
 from mixkv.models.gguf_types import (
     DEFAULT_ALIGNMENT,
@@ -38,15 +37,16 @@ from mixkv.models.gguf_types import (
     SCALAR_DTYPES,
     VERSIONS,
     TensorInfo,
+    ValueType,
     quoted,
 )
 
 _U32, _U64 = Struct("<I"), Struct("<Q")
 _SCALARS = {kind: Struct("<" + dtype.char) for kind, dtype in SCALAR_DTYPES.items() if dtype.itemsize < 8}
 _SCALARS |= {
-    GGUFValueType.UINT64: _U64,
-    GGUFValueType.INT64: Struct("<q"),
-    GGUFValueType.FLOAT64: Struct("<d"),
+    ValueType.UINT64: _U64,
+    ValueType.INT64: Struct("<q"),
+    ValueType.FLOAT64: Struct("<d"),
 }
 _DAMAGED = "the file is damaged or incomplete: download or convert it again"
 
@@ -174,29 +174,29 @@ def _version(cursor: _Cursor) -> int:
 def _value(cursor: _Cursor, key: str) -> Number | Span:
     what = f"the value of key {quoted(key)}"
     kind = _value_type(cursor, what)
-    if kind == GGUFValueType.STRING:
+    if kind == ValueType.STRING:
         return Span(kind, None, 0, *cursor.string(what, MAX_STRING_BYTES))
-    if kind != GGUFValueType.ARRAY:
+    if kind != ValueType.ARRAY:
         return Number(kind, cursor.number(_SCALARS[kind], what))
 
     element = _value_type(cursor, what)
-    if element == GGUFValueType.ARRAY:
+    if element == ValueType.ARRAY:
         raise cursor.error(f"{what} is an array of arrays, which no model uses")
     count = cursor.u64(what)
     if count > MAX_ARRAY_LENGTH:
         raise cursor.error(f"{what} claims {count} elements, more than {MAX_ARRAY_LENGTH}")
     start = cursor.at
-    if element == GGUFValueType.STRING:
+    if element == ValueType.STRING:
         cursor.skip_strings(count, what)
     else:
         cursor.skip(count * SCALAR_DTYPES[element].itemsize, what)
     return Span(kind, element, count, start, cursor.at)
 
 
-def _value_type(cursor: _Cursor, what: str) -> GGUFValueType:
+def _value_type(cursor: _Cursor, what: str) -> ValueType:
     number = cursor.u32(what)
     try:
-        return GGUFValueType(number)
+        return ValueType(number)
     except ValueError:
         raise cursor.error(f"{what} has the unknown type {number}") from None
 
@@ -205,7 +205,7 @@ def _alignment(cursor: _Cursor, entries: dict[str, Number | Span]) -> int:
     entry = entries.get("general.alignment")
     if entry is None:
         return DEFAULT_ALIGNMENT
-    if not isinstance(entry, Number) or entry.kind != GGUFValueType.UINT32:
+    if not isinstance(entry, Number) or entry.kind != ValueType.UINT32:
         raise cursor.error(f"general.alignment must be a uint32, not {entry.kind.name.lower()}")
     alignment = int(entry.value)
     if not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
@@ -229,10 +229,10 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
 
     number = cursor.u32(what)
     try:
-        ggml_type = GGMLQuantizationType(number)
-        block, _ = GGML_QUANT_SIZES[ggml_type]
-    except (ValueError, KeyError):
+        ggml_type = WeightType(number)
+    except ValueError:
         raise cursor.error(f"{what} has the unknown weight type {number}") from None
+    block, _ = BLOCK_SIZES[ggml_type]
     if ne[0] % block:
         raise cursor.error(f"{what}: rows of {ne[0]} are no multiple of {ggml_type.name}'s block of {block}")
     tensor = TensorInfo(name, ggml_type, tuple(reversed(ne)), cursor.u64(what), 0)

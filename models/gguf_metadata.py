@@ -15,11 +15,10 @@ from struct import Struct
 from typing import NamedTuple
 
 import numpy as np
-from gguf import GGUFValueType
 from numpy.typing import DTypeLike
 
 from mixkv.kernels.errors import GGUFError
-from mixkv.models.gguf_types import FLOAT_TYPES, INTEGER_TYPES, SCALAR_DTYPES, quoted
+from mixkv.models.gguf_types import FLOAT_TYPES, INTEGER_TYPES, SCALAR_DTYPES, ValueType, quoted
 
 _U64 = Struct("<Q")
 
@@ -29,15 +28,15 @@ Value = int | float | bool | str | np.ndarray | list[bytes]
 class Number(NamedTuple):
     """A scalar."""
 
-    kind: GGUFValueType
+    kind: ValueType
     value: int | float | bool
 
 
 class Span(NamedTuple):
     """A string (element None) or an array (length elements), left in the map at [start, stop)."""
 
-    kind: GGUFValueType
-    element: GGUFValueType | None
+    kind: ValueType
+    element: ValueType | None
     length: int
     start: int
     stop: int
@@ -62,7 +61,7 @@ class Metadata(Mapping[str, Value]):
             return entry.value
         if entry.element is None:
             return self._read(entry).decode("utf-8", "replace")
-        return self._strings(entry) if entry.element == GGUFValueType.STRING else self._array(entry)
+        return self._strings(entry) if entry.element == ValueType.STRING else self._array(entry)
 
     def __iter__(self) -> Iterator[builtins.str]:
         return iter(self._entries)
@@ -91,7 +90,7 @@ class Metadata(Mapping[str, Value]):
 
     def bool(self, key: builtins.str, default: builtins.bool | None = None) -> builtins.bool:
         """A truth value."""
-        return builtins.bool(self._number(key, frozenset({GGUFValueType.BOOL}), "a bool", default))
+        return builtins.bool(self._number(key, frozenset({ValueType.BOOL}), "a bool", default))
 
     def str(self, key: builtins.str, default: builtins.str | None = None) -> builtins.str:
         """A string, which must be UTF-8."""
@@ -108,7 +107,7 @@ class Metadata(Mapping[str, Value]):
     def strings(self, key: builtins.str) -> list[bytes]:
         """An array of strings, as bytes: tokens need not be UTF-8."""
         entry = self._entries.get(key)
-        if not isinstance(entry, Span) or entry.element != GGUFValueType.STRING:
+        if not isinstance(entry, Span) or entry.element != ValueType.STRING:
             raise self._error(key, f"should be an array of strings, but {self._has(key)}")
         return self._strings(entry)
 
@@ -133,7 +132,7 @@ class Metadata(Mapping[str, Value]):
     def _number(
         self,
         key: builtins.str,
-        kinds: frozenset[GGUFValueType],
+        kinds: frozenset[ValueType],
         expected: builtins.str,
         default: builtins.float | None,
     ) -> builtins.float:

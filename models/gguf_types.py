@@ -1,17 +1,20 @@
 """Limits, value types and weight types of GGUF files.
 
 Know before you change this room: the limits are promises (a file from a stranger costs little time and memory
-whatever it claims), each checked before anything is allocated. Type numbers, block sizes and value types come
-from the `gguf` package; nothing here reads a file.
+whatever it claims), each checked before anything is allocated. The numbers of the value types are the format's,
+those of the weight types are in kernels/ggml.py; tests/test_ggml.py holds both against the `gguf` package, which
+reading a model does not import. Nothing here reads a file.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+
+from mixkv.kernels.ggml import BLOCK_SIZES, WeightType
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)  # version 1 had 32-bit lengths
@@ -30,23 +33,42 @@ MAX_ELEMENTS = 1 << 59  # of the dimensions that are not 0: times 8 bytes it sti
 MIN_KEY_BYTES = 8 + 1 + 4 + 1  # length, one character, type, the smallest value
 MIN_TENSOR_BYTES = 8 + 1 + 4 + 4 + 8  # length, one character, n_dims (0), type, offset
 
-SCALAR_DTYPES: dict[GGUFValueType, np.dtype] = {
-    GGUFValueType.UINT8: np.dtype("u1"),
-    GGUFValueType.INT8: np.dtype("i1"),
-    GGUFValueType.UINT16: np.dtype("<u2"),
-    GGUFValueType.INT16: np.dtype("<i2"),
-    GGUFValueType.UINT32: np.dtype("<u4"),
-    GGUFValueType.INT32: np.dtype("<i4"),
-    GGUFValueType.FLOAT32: np.dtype("<f4"),
-    GGUFValueType.BOOL: np.dtype("?"),
-    GGUFValueType.UINT64: np.dtype("<u8"),
-    GGUFValueType.INT64: np.dtype("<i8"),
-    GGUFValueType.FLOAT64: np.dtype("<f8"),
+
+class ValueType(IntEnum):
+    """What the value of a metadata key is."""
+
+    UINT8 = 0
+    INT8 = 1
+    UINT16 = 2
+    INT16 = 3
+    UINT32 = 4
+    INT32 = 5
+    FLOAT32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    UINT64 = 10
+    INT64 = 11
+    FLOAT64 = 12
+
+
+SCALAR_DTYPES: dict[ValueType, np.dtype] = {
+    ValueType.UINT8: np.dtype("u1"),
+    ValueType.INT8: np.dtype("i1"),
+    ValueType.UINT16: np.dtype("<u2"),
+    ValueType.INT16: np.dtype("<i2"),
+    ValueType.UINT32: np.dtype("<u4"),
+    ValueType.INT32: np.dtype("<i4"),
+    ValueType.FLOAT32: np.dtype("<f4"),
+    ValueType.BOOL: np.dtype("?"),
+    ValueType.UINT64: np.dtype("<u8"),
+    ValueType.INT64: np.dtype("<i8"),
+    ValueType.FLOAT64: np.dtype("<f8"),
 }
 INTEGER_TYPES = frozenset(t for t, dtype in SCALAR_DTYPES.items() if dtype.kind in "iu")
-FLOAT_TYPES = frozenset({GGUFValueType.FLOAT32, GGUFValueType.FLOAT64})
+FLOAT_TYPES = frozenset({ValueType.FLOAT32, ValueType.FLOAT64})
 
-_W = GGMLQuantizationType
+_W = WeightType
 # fmt: off
 WEIGHT_TYPES = frozenset({
     _W.F32, _W.F16, _W.BF16, _W.F64,
@@ -65,7 +87,7 @@ class TensorInfo:
     """
 
     name: str
-    ggml_type: GGMLQuantizationType
+    ggml_type: WeightType
     shape: tuple[int, ...]
     offset: int
     n_bytes: int
@@ -74,7 +96,7 @@ class TensorInfo:
     @property
     def rows_shape(self) -> tuple[int, int]:
         """(rows, row_bytes): every dimension but the last flattened to rows of packed blocks."""
-        block, block_bytes = GGML_QUANT_SIZES[self.ggml_type]
+        block, block_bytes = BLOCK_SIZES[self.ggml_type]
         rows = 1
         for n in self.shape[:-1]:
             rows *= n

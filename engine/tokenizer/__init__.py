@@ -2,22 +2,36 @@
 
 Know before you change this room: `vocab.py` reads and checks the file's vocabulary, `base.py` cuts out special
 tokens, `spm.py` (by sentencepiece) and `bpe.py` (by `merges.py`) encode what lies between them, `detokenizer.py`
-streams text out. A new kind of vocabulary is a new subclass of Tokenizer and a line in `_KINDS`.
+streams text out. A new kind of vocabulary is a new subclass of Tokenizer and a line in `_KINDS`. The kinds are
+imported when a vocabulary asks for them: each brings a package that takes 10 ms to import.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mixkv.engine.tokenizer.base import Tokenizer
-from mixkv.engine.tokenizer.bpe import BPETokenizer
 from mixkv.engine.tokenizer.detokenizer import StreamDetokenizer
-from mixkv.engine.tokenizer.spm import SPMTokenizer
 from mixkv.engine.tokenizer.vocab import Vocabulary, make_vocabulary, read_vocabulary
 from mixkv.kernels.errors import TokenizerError
 from mixkv.models.gguf import GGUFFile
 
 __all__ = ["StreamDetokenizer", "Tokenizer", "Vocabulary", "build_tokenizer", "load_tokenizer", "make_vocabulary"]
 
-_KINDS: dict[str, type[SPMTokenizer] | type[BPETokenizer]] = {"llama": SPMTokenizer, "gpt2": BPETokenizer}
+
+def _spm(vocab: Vocabulary) -> Tokenizer:
+    from mixkv.engine.tokenizer.spm import SPMTokenizer
+
+    return SPMTokenizer(vocab)
+
+
+def _bpe(vocab: Vocabulary) -> Tokenizer:
+    from mixkv.engine.tokenizer.bpe import BPETokenizer
+
+    return BPETokenizer(vocab)
+
+
+_KINDS: dict[str, Callable[[Vocabulary], Tokenizer]] = {"llama": _spm, "gpt2": _bpe}
 
 
 def load_tokenizer(gguf: GGUFFile) -> Tokenizer:
