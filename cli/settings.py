@@ -21,7 +21,6 @@ from mixkv.cli.options import (
 )
 from mixkv.cli.sampling_options import SamplingFlags
 from mixkv.cli.text import unescape
-from mixkv.configs import Preset, load_preset
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.sampling import SamplingParams
 from mixkv.kernels.errors import ConfigError
@@ -34,7 +33,7 @@ OF_ONE_KIND = ("type_k", "type_v", "rotate", "q4_scale", "kv_plan")
 def cache_config(flags: CacheFlags) -> KVCacheConfig:
     """The cache that preset and flags describe together."""
     given = _given(flags)
-    settings = dict(_preset(given.pop("preset", None)).cache)
+    settings = _of_preset(given.pop("preset", None), "cache")
     mixed = given.get("mixed_kv_cache", settings.get("mixed_kv_cache", False))
     if mixed != settings.get("mixed_kv_cache", mixed):
         settings = {name: value for name, value in settings.items() if name not in OF_ONE_KIND}
@@ -61,7 +60,7 @@ def sampling_params(
         given["logit_bias"] = dict(_bias(text) for text in given["logit_bias"])
     if logprobs is not None:
         given["logprobs"] = logprobs
-    return SamplingParams.from_options({**_preset(cache.preset).sampling, **given})
+    return SamplingParams.from_options({**_of_preset(cache.preset, "sampling"), **given})
 
 
 def _given(flags: Any) -> dict[str, Any]:
@@ -69,8 +68,13 @@ def _given(flags: Any) -> dict[str, Any]:
     return {name: value for name, value in asdict(flags).items() if value is not None and value != []}
 
 
-def _preset(name: str | None) -> Preset:
-    return Preset("", {}, {}) if name is None else load_preset(name)
+def _of_preset(name: str | None, table: str) -> dict[str, Any]:
+    """A table, "cache" or "sampling", of the preset with this name; empty without one."""
+    if name is None:
+        return {}
+    from mixkv.configs import load_preset  # it reads TOML and the package's files: 8 ms for those who name no preset
+
+    return dict(getattr(load_preset(name), table))
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -109,6 +108,8 @@ def writing(path: Path) -> Iterator[HashedWriter]:
     """A file that appears at `path` complete and synced when the block ends, or not at all. SessionError on failure."""
     if path.exists() and not path.is_file():  # a rename would put a file in a device's place
         raise SessionError(f"cannot write the session {path}: it is not a regular file; give the path of one")
+    import tempfile  # 5 ms, which only those who save a session shall wait
+
     temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:

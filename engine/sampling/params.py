@@ -6,7 +6,6 @@ goes unchecked; a bad one is a ConfigError that names it. Names and defaults are
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -126,6 +125,8 @@ class SamplingParams:
         """The settings for a mapping of names to values; an unknown name is a ConfigError, not a TypeError."""
         for name in options:
             if name not in cls.names():
+                import difflib  # for this message alone
+
                 close = difflib.get_close_matches(str(name), cls.names(), n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(cls.names())}"
                 raise ConfigError(f"unknown sampling setting {name!r}: {hint}")
