@@ -13,6 +13,8 @@ namespace mixkv::MIXKV_ISA {
 
 #if defined(__AVX512F__)
 constexpr int qk_float_rows = 6, qk_int_rows = 8;
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int qk_float_rows = 1, qk_int_rows = 2;
 #else
 constexpr int qk_float_rows = 1, qk_int_rows = 1;  // too few registers for more
 #endif
@@ -145,6 +147,67 @@ static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t*
         dots.hi[h] = type == cache_q8_0 ? hi : _mm256_madd_epi16(hi, ones);
         dots.lo[h] = type == cache_q8_0 ? lo : _mm256_add_epi32(_mm256_madd_epi16(lo, ones), _mm256_set1_epi32(*offset));
     }
+}
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+template <int R>
+struct Dots {
+    int32x4_t hi[R][4], lo[R][4];
+    inline void clear(const int32_t* offset, size_t pitch) {
+        MIXKV_UNROLL
+        for (int r = 0; r < R; ++r)
+            MIXKV_UNROLL
+            for (int i = 0; i < 4; ++i) hi[r][i] = vdupq_n_s32(0), lo[r][i] = vdupq_n_s32(offset ? offset[r * pitch] : 0);
+    }
+    // Tokens 4 i .. 4 i + 3, dims 4 lane .. 4 lane + 3 of the 16 whose two parts are at q.
+    template <int lane>
+    inline void add(int i, int8x16_t k, const int8_t* q, size_t pitch) {
+        MIXKV_UNROLL
+        for (int r = 0; r < R; ++r) {
+            hi[r][i] = vdotq_laneq_s32(hi[r][i], k, vld1q_s8(q + r * pitch), lane);
+            lo[r][i] = vdotq_laneq_s32(lo[r][i], k, vld1q_s8(q + r * pitch + 32), lane);
+        }
+    }
+    template <CacheType type>
+    inline V total(int r) const {
+        V x;
+        MIXKV_UNROLL
+        for (int i = 0; i < 4; ++i) x.v[i] = vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(hi[r][i], part_shift(type)), lo[r][i]));
+        return x;
+    }
+};
+
+// Row `lane` of codes (q4_0), or rows `lane` and 4 + lane (q8_0): dims 4 lane .. and 16 + 4 lane .. of all tokens.
+template <CacheType type, int lane, int R>
+static inline void add_codes(Dots<R>& dots, const uint8_t* codes, const int8_t* q, size_t pitch) {
+    ask_ahead(codes + lane * 64);
+    if (type == cache_q8_0) ask_ahead(codes + (lane + 4) * 64);
+    MIXKV_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const uint8x16_t k = vld1q_u8(codes + lane * 64 + i * 16);
+        uint8x16_t first, second;
+        if constexpr (type == cache_q8_0) {
+            first = veorq_u8(k, vdupq_n_u8(0x80));
+            second = veorq_u8(vld1q_u8(codes + (lane + 4) * 64 + i * 16), vdupq_n_u8(0x80));
+        } else {
+            first = vandq_u8(k, vdupq_n_u8(15));
+            second = vshrq_n_u8(k, 4);
+        }
+        dots.template add<lane>(i, vreinterpretq_s8_u8(first), q, pitch);
+        dots.template add<lane>(i, vreinterpretq_s8_u8(second), q + 16, pitch);
+    }
+}
+
+// q4_0: codes 0 .. 15, their zero comes off through the offset. q8_0: the codes' top bits turned over make them signed.
+template <CacheType type, int R>
+static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t* q, size_t pitch, const int32_t* offset,
+                              size_t offset_pitch) {
+    dots.clear(type == cache_q8_0 ? nullptr : offset, offset_pitch);
+    add_codes<type, 0>(dots, codes, q, pitch);
+    add_codes<type, 1>(dots, codes, q, pitch);
+    add_codes<type, 2>(dots, codes, q, pitch);
+    add_codes<type, 3>(dots, codes, q, pitch);
 }
 
 #else
