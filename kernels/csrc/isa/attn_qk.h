@@ -43,11 +43,56 @@ static inline void qk_float_tile(const QueryRows& q, int r0, const T* tile, floa
         vstore(x + r * block_keys, vadd(vadd(acc[r][0], acc[r][1]), vadd(acc[r][2], acc[r][3])));
 }
 
+#if defined(__ARM_FEATURE_DOTPROD)
+
+static inline float32x4_t load_four_k(const float* p) { return vld1q_f32(p); }
+static inline float32x4_t load_four_k(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+
+// Four rows and four tokens at a time, the same numbers as row by row: 16 sums fit the registers, and a key that was
+// converted serves four rows.
+template <class T>
+static inline void qk_float_four(const QueryRows& q, int r0, const T* tile, float* x) {
+    const float* row = q.q + size_t(r0) * q.pitch;
+    for (int t = 0; t < tile_tokens; t += 4) {
+        float32x4_t acc[4][4], k[4];
+        MIXKV_UNROLL
+        for (int r = 0; r < 4; ++r)
+            MIXKV_UNROLL
+            for (int c = 0; c < 4; ++c) acc[r][c] = vdupq_n_f32(0.0f);
+        for (int d = 0; d < q.head_dim; d += 4) {
+            MIXKV_UNROLL
+            for (int c = 0; c < 4; ++c) {
+                const T* key = tile + (d + c) * tile_tokens + t;
+                if (t == 0 && (sizeof(T) == 4 || c % 2 == 0)) ask_ahead(key);
+                k[c] = load_four_k(key);
+            }
+            MIXKV_UNROLL
+            for (int r = 0; r < 4; ++r) {
+                const float32x4_t y = vld1q_f32(row + r * q.pitch + d);
+                acc[r][0] = vfmaq_laneq_f32(acc[r][0], k[0], y, 0);
+                acc[r][1] = vfmaq_laneq_f32(acc[r][1], k[1], y, 1);
+                acc[r][2] = vfmaq_laneq_f32(acc[r][2], k[2], y, 2);
+                acc[r][3] = vfmaq_laneq_f32(acc[r][3], k[3], y, 3);
+            }
+        }
+        MIXKV_UNROLL
+        for (int r = 0; r < 4; ++r) {
+            const float32x4_t even = vaddq_f32(acc[r][0], acc[r][1]), odd = vaddq_f32(acc[r][2], acc[r][3]);
+            vst1q_f32(x + r * block_keys + t, vaddq_f32(even, odd));
+        }
+    }
+}
+
+#endif
+
 template <class T>
 static void qk_float(const QueryRows& q, int r0, int r1, const uint8_t* tile, float* x) {
     const T* k = reinterpret_cast<const T*>(tile);
     int r = r0;
     x += size_t(r0) * block_keys;
+#if defined(__ARM_FEATURE_DOTPROD)
+    for (; r + 4 <= r1; r += 4, x += 4 * block_keys) qk_float_four(q, r, k, x);
+#endif
     for (; r + qk_float_rows <= r1; r += qk_float_rows, x += qk_float_rows * block_keys)
         qk_float_tile<qk_float_rows>(q, r, k, x);
     if constexpr (qk_float_rows > 4)
