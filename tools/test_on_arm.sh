@@ -80,5 +80,7 @@ cp -r mixkv "$arm/stage/mixkv"
 for room in kernels models engine cli configs; do cp -r "$room" "$arm/stage/mixkv/$room"; done
 cp "$arm"/native/_native*.so "$arm/stage/mixkv/kernels/"
 
-[ $# -gt 0 ] || set -- tests/test_native_*.py tests/test_operator.py tests/test_kv_cache.py tests/test_determinism.py
+# Left out: a thread started in a forked child makes qemu 7.2 itself abort.
+[ $# -gt 0 ] || set -- tests/test_native_*.py tests/test_operator.py tests/test_kv_cache.py tests/test_determinism.py \
+    --deselect tests/test_native_pool.py::test_forked_child_makes_its_own_workers
 PYTHONPATH=$arm/stage exec "$arm/venv/bin/python" -P -m pytest -p no:cacheprovider "$@"
