@@ -3,8 +3,9 @@
 //   B64  64 bytes: one quad (packed.h) of codes     I16  16 int32     F16  16 float32
 //
 // simd_avx512.h, simd_avx2.h, simd_neon.h and simd_portable.h define the same names; each isa source sees one of them.
-// dot<zero, j>(acc, w, x) adds the products of quad j (w) with its four of the 32 activations at x. Codes are unsigned
-// bytes; `zero` is subtracted from them by dot_init (through the sum of the activations) or in dot() itself.
+// dot<zero, j>(acc, w, x4) adds the products of quad j of a block (w) and its four activations, which stand at
+// place 4 j of the block's 32. Codes are unsigned bytes; `zero` is subtracted from them by dot_init (through the sum of
+// the activations) or in dot() itself.
 #pragma once
 
 #include <stdint.h>

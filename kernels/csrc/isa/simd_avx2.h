@@ -81,10 +81,10 @@ MIXKV_INLINE __m256i dot_half(__m256i acc, __m256i w, __m256i x) {
 }
 #endif
 template <int zero, int j>
-MIXKV_INLINE I16 dot(I16 acc, B64 w, const int8_t* x) {
-    int32_t x4;
-    memcpy(&x4, x + 4 * j, 4);
-    const __m256i xv = _mm256_set1_epi32(x4);
+MIXKV_INLINE I16 dot(I16 acc, B64 w, const int8_t* x4) {
+    int32_t x;
+    memcpy(&x, x4, 4);
+    const __m256i xv = _mm256_set1_epi32(x);
     return {dot_half<zero>(acc.a, w.a, xv), dot_half<zero>(acc.b, w.b, xv)};
 }
 template <int i>

@@ -38,10 +38,10 @@ MIXKV_INLINE I16 dot_init(int32_t xsum) {
     return {_mm512_set1_epi32(-zero * xsum)};
 }
 template <int zero, int j>
-MIXKV_INLINE I16 dot(I16 acc, B64 w, const int8_t* x) {
-    int32_t x4;
-    memcpy(&x4, x + 4 * j, 4);
-    return {_mm512_dpbusd_epi32(acc.v, w, _mm512_set1_epi32(x4))};
+MIXKV_INLINE I16 dot(I16 acc, B64 w, const int8_t* x4) {
+    int32_t x;
+    memcpy(&x, x4, 4);
+    return {_mm512_dpbusd_epi32(acc.v, w, _mm512_set1_epi32(x))};
 }
 template <int i>
 MIXKV_INLINE I16 byte_of(B64 v) {  // byte i of each of the 16 quads

@@ -68,8 +68,8 @@ MIXKV_INLINE I16 dot_init(int32_t xsum) {
     return each<I16>([&](int) { return vdupq_n_s32(zero == 128 ? 0 : -zero * xsum); });
 }
 template <int zero, int j>
-MIXKV_INLINE I16 dot(I16 acc, B64 codes, const int8_t* x) {
-    const int8x16_t x16 = vld1q_s8(x + j / 4 * 16);
+MIXKV_INLINE I16 dot(I16 acc, B64 codes, const int8_t* x4) {
+    const int8x16_t x16 = vld1q_s8(x4 - j % 4 * 4);
     return each<I16>([&](int n) {
         uint8x16_t w = codes.v[n];
         if constexpr (zero == 128) w = veorq_u8(w, vdupq_n_u8(0x80));

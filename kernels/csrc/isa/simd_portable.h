@@ -101,8 +101,8 @@ MIXKV_INLINE I16 dot_init(int32_t xsum) {
     return eachi([&](int) { return i32x4{v, v, v, v}; });
 }
 template <int zero, int j>
-MIXKV_INLINE I16 dot(I16 acc, B64 codes, const int8_t* x) {
-    const __m128i xs = _mm_set1_epi32(load_as<int32_t>(x + 4 * j));
+MIXKV_INLINE I16 dot(I16 acc, B64 codes, const int8_t* x4) {
+    const __m128i xs = _mm_set1_epi32(load_as<int32_t>(x4));
     return eachi([&](int n) {
         __m128i w = (__m128i)codes.v[n], x = xs;
         if constexpr (zero == 128) {
@@ -119,10 +119,9 @@ MIXKV_INLINE I16 dot_init(int32_t) {
     return eachi([](int) { return i32x4{0, 0, 0, 0}; });
 }
 template <int zero, int j>
-MIXKV_INLINE I16 dot(I16 acc, B64 codes, const int8_t* x) {
+MIXKV_INLINE I16 dot(I16 acc, B64 codes, const int8_t* x4) {
     for (int i = 0; i < 16; ++i)
-        for (int k = 0; k < 4; ++k)
-            acc.v[i / 4][i % 4] += (int32_t(codes.v[i / 4][4 * (i % 4) + k]) - zero) * x[4 * j + k];
+        for (int k = 0; k < 4; ++k) acc.v[i / 4][i % 4] += (int32_t(codes.v[i / 4][4 * (i % 4) + k]) - zero) * x4[k];
     return acc;
 }
 #endif
