@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find kernels models engine cli configs mixkv -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test lint bench sanitize qemu-test clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -35,6 +35,9 @@ sanitize:
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 MIXKV_KERNELS=native \
 	  $(SANITIZED)/bin/pytest -x -s tests/test_native_linear.py tests/test_native_linear_edges.py tests/test_native_kv.py tests/test_native_attention.py \
 	  tests/test_operator.py tests/test_kv_cache.py
+
+qemu-test:
+	tools/test_on_arm.sh
 
 clean:
 	rm -rf build $(VENV) $(SANITIZED)

@@ -1,4 +1,5 @@
-// CPUID and XGETBV by hand: __builtin_cpu_supports knows neither AMX (in gcc 12) nor its permission.
+// x86: CPUID and XGETBV by hand, as __builtin_cpu_supports knows neither AMX (in gcc 12) nor its permission.
+// Arm: what the kernel says; its tier `neon` needs the dot product instructions, all else is part of Armv8.
 #include "cpu.h"
 
 #include <atomic>
@@ -9,6 +10,11 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+#include <cstdio>
 #endif
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -23,6 +29,7 @@ struct Features {
     bool avx512f = false, avx512bw = false, avx512dq = false, avx512vl = false, avx512vnni = false, avx512bf16 = false;
     bool avx_vnni = false, amx_tile = false, amx_int8 = false, amx_bf16 = false;
     bool os_avx = false, os_avx512 = false, os_amx = false;
+    bool dotprod = false;
 };
 
 #if defined(__x86_64__)
@@ -76,6 +83,17 @@ Features detect() {
     if (f.os_amx && f.amx_tile && f.amx_int8) f.os_amx = request_amx();
     return f;
 }
+#elif defined(__aarch64__)
+Features detect() {
+    Features f;
+#if defined(__linux__)
+    constexpr unsigned long hwcap_asimddp = 1ul << 20;  // HWCAP_ASIMDDP of <asm/hwcap.h>
+    f.dotprod = getauxval(AT_HWCAP) & hwcap_asimddp;
+#elif defined(__APPLE__)
+    f.dotprod = true;  // since the first of Apple's own Macs
+#endif
+    return f;
+}
 #else
 Features detect() { return {}; }
 #endif
@@ -117,6 +135,8 @@ bool isa_supported(Isa isa) {
         case Isa::avxvnni: return avx2 && f.avx_vnni;
         case Isa::avx512: return avx512;
         case Isa::amx: return amx;
+#elif defined(__aarch64__)
+        case Isa::neon: return f.dotprod;
 #endif
         default: return false;
     }
@@ -156,7 +176,12 @@ void init_isa() {
 }
 
 std::vector<CpuFeature> cpu_features() {
-    const Features& f = features();
+    [[maybe_unused]] const Features& f = features();
+#if defined(__aarch64__)
+    return {{"neon", true, true}, {"dotprod", f.dotprod, f.dotprod}};
+#elif !defined(__x86_64__)
+    return {};
+#else
     return {
         {"sse4.2", f.v2, f.v2},
         {"avx2", f.avx2, f.avx2 && f.os_avx},
@@ -170,6 +195,7 @@ std::vector<CpuFeature> cpu_features() {
         {"amx_int8", f.amx_int8, f.amx_int8 && f.os_amx},
         {"amx_bf16", f.amx_bf16, f.amx_bf16 && f.os_amx},
     };
+#endif
 }
 
 std::string cpu_brand() {
@@ -183,6 +209,20 @@ std::string cpu_brand() {
     std::memcpy(text, regs, 48);
     std::string s(text);
     return s.substr(0, s.find_last_not_of(' ') + 1);
+#elif defined(__aarch64__)
+    std::string s = "Arm";  // its number names maker and model; the system has no text
+#if defined(__linux__)
+    if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/regs/identification/midr_el1", "r")) {
+        unsigned long long midr = 0;
+        char text[40];
+        if (std::fscanf(file, "%llx", &midr) == 1) {
+            std::snprintf(text, sizeof text, ", implementer 0x%02llx part 0x%03llx", midr >> 24 & 0xff, midr >> 4 & 0xfff);
+            s += text;
+        }
+        std::fclose(file);
+    }
+#endif
+    return s;
 #else
     return "portable build";
 #endif

@@ -8,6 +8,8 @@
 // One entry per tier that CMakeLists.txt builds, in rising order. X(name).
 #if defined(__x86_64__) || defined(_M_X64)
 #define MIXKV_FOR_EACH_ISA(X) X(base) X(avx2) X(avxvnni) X(avx512) X(amx)
+#elif defined(__aarch64__)
+#define MIXKV_FOR_EACH_ISA(X) X(base) X(neon)
 #else
 #define MIXKV_FOR_EACH_ISA(X) X(base)
 #endif
@@ -23,7 +25,7 @@ enum class Isa : int {
 constexpr int n_isas = int(Isa::count);
 
 const char* isa_name(Isa isa);
-bool isa_supported(Isa isa);           // by the CPU and by the operating system (XCR0, AMX permission)
+bool isa_supported(Isa isa);           // by the CPU and by the operating system (XCR0, AMX permission, AT_HWCAP)
 std::vector<std::string> supported_isas();
 Isa current_isa();                     // the best one, or what MIXKV_ISA or set_isa says
 void set_isa(const std::string& name); // throws ConfigError for unknown or unsupported names

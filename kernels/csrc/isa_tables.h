@@ -15,6 +15,15 @@
                                             &avx512::table, &amx::table};                       \
         return *all[int(current_isa())];                                                        \
     }
+#elif defined(__aarch64__)
+#define MIXKV_DECLARE_TABLES(Struct, table)           \
+    namespace base { extern const Struct table; }     \
+    namespace neon { extern const Struct table; }
+#define MIXKV_DEFINE_LOOKUP(Struct, table, lookup)                            \
+    const Struct& lookup() {                                                  \
+        static const Struct* const all[] = {&base::table, &neon::table};      \
+        return *all[int(current_isa())];                                      \
+    }
 #else
 #define MIXKV_DECLARE_TABLES(Struct, table) \
     namespace base { extern const Struct table; }

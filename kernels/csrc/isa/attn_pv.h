@@ -11,7 +11,7 @@ namespace mixkv::MIXKV_ISA {
 
 #if defined(__AVX512F__)
 constexpr int pv_rows = 8;
-#elif defined(__AVX2__)
+#elif defined(__AVX2__) || defined(__ARM_FEATURE_DOTPROD)
 constexpr int pv_rows = 2;
 #else
 constexpr int pv_rows = 1;

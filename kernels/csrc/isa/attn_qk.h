@@ -13,6 +13,8 @@ namespace mixkv::MIXKV_ISA {
 
 #if defined(__AVX512F__)
 constexpr int qk_float_rows = 6, qk_int_rows = 8;
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr int qk_float_rows = 1, qk_int_rows = 2;
 #else
 constexpr int qk_float_rows = 1, qk_int_rows = 1;  // too few registers for more
 #endif
@@ -41,11 +43,56 @@ static inline void qk_float_tile(const QueryRows& q, int r0, const T* tile, floa
         vstore(x + r * block_keys, vadd(vadd(acc[r][0], acc[r][1]), vadd(acc[r][2], acc[r][3])));
 }
 
+#if defined(__ARM_FEATURE_DOTPROD)
+
+static inline float32x4_t load_four_k(const float* p) { return vld1q_f32(p); }
+static inline float32x4_t load_four_k(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+
+// Four rows and four tokens at a time, the same numbers as row by row: 16 sums fit the registers, and a key that was
+// converted serves four rows.
+template <class T>
+static inline void qk_float_four(const QueryRows& q, int r0, const T* tile, float* x) {
+    const float* row = q.q + size_t(r0) * q.pitch;
+    for (int t = 0; t < tile_tokens; t += 4) {
+        float32x4_t acc[4][4], k[4];
+        MIXKV_UNROLL
+        for (int r = 0; r < 4; ++r)
+            MIXKV_UNROLL
+            for (int c = 0; c < 4; ++c) acc[r][c] = vdupq_n_f32(0.0f);
+        for (int d = 0; d < q.head_dim; d += 4) {
+            MIXKV_UNROLL
+            for (int c = 0; c < 4; ++c) {
+                const T* key = tile + (d + c) * tile_tokens + t;
+                if (t == 0 && (sizeof(T) == 4 || c % 2 == 0)) ask_ahead(key);
+                k[c] = load_four_k(key);
+            }
+            MIXKV_UNROLL
+            for (int r = 0; r < 4; ++r) {
+                const float32x4_t y = vld1q_f32(row + r * q.pitch + d);
+                acc[r][0] = vfmaq_laneq_f32(acc[r][0], k[0], y, 0);
+                acc[r][1] = vfmaq_laneq_f32(acc[r][1], k[1], y, 1);
+                acc[r][2] = vfmaq_laneq_f32(acc[r][2], k[2], y, 2);
+                acc[r][3] = vfmaq_laneq_f32(acc[r][3], k[3], y, 3);
+            }
+        }
+        MIXKV_UNROLL
+        for (int r = 0; r < 4; ++r) {
+            const float32x4_t even = vaddq_f32(acc[r][0], acc[r][1]), odd = vaddq_f32(acc[r][2], acc[r][3]);
+            vst1q_f32(x + r * block_keys + t, vaddq_f32(even, odd));
+        }
+    }
+}
+
+#endif
+
 template <class T>
 static void qk_float(const QueryRows& q, int r0, int r1, const uint8_t* tile, float* x) {
     const T* k = reinterpret_cast<const T*>(tile);
     int r = r0;
     x += size_t(r0) * block_keys;
+#if defined(__ARM_FEATURE_DOTPROD)
+    for (; r + 4 <= r1; r += 4, x += 4 * block_keys) qk_float_four(q, r, k, x);
+#endif
     for (; r + qk_float_rows <= r1; r += qk_float_rows, x += qk_float_rows * block_keys)
         qk_float_tile<qk_float_rows>(q, r, k, x);
     if constexpr (qk_float_rows > 4)
@@ -145,6 +192,67 @@ static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t*
         dots.hi[h] = type == cache_q8_0 ? hi : _mm256_madd_epi16(hi, ones);
         dots.lo[h] = type == cache_q8_0 ? lo : _mm256_add_epi32(_mm256_madd_epi16(lo, ones), _mm256_set1_epi32(*offset));
     }
+}
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+template <int R>
+struct Dots {
+    int32x4_t hi[R][4], lo[R][4];
+    inline void clear(const int32_t* offset, size_t pitch) {
+        MIXKV_UNROLL
+        for (int r = 0; r < R; ++r)
+            MIXKV_UNROLL
+            for (int i = 0; i < 4; ++i) hi[r][i] = vdupq_n_s32(0), lo[r][i] = vdupq_n_s32(offset ? offset[r * pitch] : 0);
+    }
+    // Tokens 4 i .. 4 i + 3, dims 4 lane .. 4 lane + 3 of the 16 whose two parts are at q.
+    template <int lane>
+    inline void add(int i, int8x16_t k, const int8_t* q, size_t pitch) {
+        MIXKV_UNROLL
+        for (int r = 0; r < R; ++r) {
+            hi[r][i] = vdotq_laneq_s32(hi[r][i], k, vld1q_s8(q + r * pitch), lane);
+            lo[r][i] = vdotq_laneq_s32(lo[r][i], k, vld1q_s8(q + r * pitch + 32), lane);
+        }
+    }
+    template <CacheType type>
+    inline V total(int r) const {
+        V x;
+        MIXKV_UNROLL
+        for (int i = 0; i < 4; ++i) x.v[i] = vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(hi[r][i], part_shift(type)), lo[r][i]));
+        return x;
+    }
+};
+
+// Row `lane` of codes (q4_0), or rows `lane` and 4 + lane (q8_0): dims 4 lane .. and 16 + 4 lane .. of all tokens.
+template <CacheType type, int lane, int R>
+static inline void add_codes(Dots<R>& dots, const uint8_t* codes, const int8_t* q, size_t pitch) {
+    ask_ahead(codes + lane * 64);
+    if (type == cache_q8_0) ask_ahead(codes + (lane + 4) * 64);
+    MIXKV_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const uint8x16_t k = vld1q_u8(codes + lane * 64 + i * 16);
+        uint8x16_t first, second;
+        if constexpr (type == cache_q8_0) {
+            first = veorq_u8(k, vdupq_n_u8(0x80));
+            second = veorq_u8(vld1q_u8(codes + (lane + 4) * 64 + i * 16), vdupq_n_u8(0x80));
+        } else {
+            first = vandq_u8(k, vdupq_n_u8(15));
+            second = vshrq_n_u8(k, 4);
+        }
+        dots.template add<lane>(i, vreinterpretq_s8_u8(first), q, pitch);
+        dots.template add<lane>(i, vreinterpretq_s8_u8(second), q + 16, pitch);
+    }
+}
+
+// q4_0: codes 0 .. 15, their zero comes off through the offset. q8_0: the codes' top bits turned over make them signed.
+template <CacheType type, int R>
+static inline void block_dots(Dots<R>& dots, const uint8_t* codes, const int8_t* q, size_t pitch, const int32_t* offset,
+                              size_t offset_pitch) {
+    dots.clear(type == cache_q8_0 ? nullptr : offset, offset_pitch);
+    add_codes<type, 0>(dots, codes, q, pitch);
+    add_codes<type, 1>(dots, codes, q, pitch);
+    add_codes<type, 2>(dots, codes, q, pitch);
+    add_codes<type, 3>(dots, codes, q, pitch);
 }
 
 #else

@@ -1,6 +1,6 @@
 // Sixteen floats (V) and sixteen int32 (I) on every instruction set, for the attention kernels.
 //
-// One zmm on AVX-512, two ymm on AVX2, an array that the compiler vectorises elsewhere. Every function does the same
+// One zmm on AVX-512, two ymm on AVX2, four registers on NEON, an array that the compiler vectorises elsewhere. Every function does the same
 // arithmetic lane by lane on each set except vfma, which is fused where the set has it; hmax and hsum reduce in a fixed
 // tree. Included by isa sources only, so everything is static and lives in the set's own namespace.
 #pragma once
@@ -11,6 +11,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
 #endif
 
 #include "kv_format.h"
@@ -203,6 +205,114 @@ static inline V vnibble(I words, int n) {
     };
     return {pick(words.a), pick(words.b)};
 }
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+struct V { float32x4_t v[4]; };
+struct I { int32x4_t v[4]; };
+// Four registers, each as `expr` says for its number i.
+#define MIXKV_FOUR(expr)                                  \
+    V r;                                                  \
+    MIXKV_UNROLL for (int i = 0; i < 4; ++i) r.v[i] = expr; \
+    return r;
+static inline V vload(const float* p) { MIXKV_FOUR(vld1q_f32(p + 4 * i)) }
+static inline void vstore(float* p, V x) { MIXKV_UNROLL for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, x.v[i]); }
+static inline V vset(float x) { MIXKV_FOUR(vdupq_n_f32(x)) }
+static inline V vadd(V a, V b) { MIXKV_FOUR(vaddq_f32(a.v[i], b.v[i])) }
+static inline V vsub(V a, V b) { MIXKV_FOUR(vsubq_f32(a.v[i], b.v[i])) }
+static inline V vmul(V a, V b) { MIXKV_FOUR(vmulq_f32(a.v[i], b.v[i])) }
+static inline V vdiv(V a, V b) { MIXKV_FOUR(vdivq_f32(a.v[i], b.v[i])) }
+static inline V vfma(V a, V b, V c) { MIXKV_FOUR(vfmaq_f32(c.v[i], a.v[i], b.v[i])) }
+static inline V vmax(V a, V b) { MIXKV_FOUR(vmaxq_f32(a.v[i], b.v[i])) }
+static inline float hmax(V x) { return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.v[0], x.v[2]), vmaxq_f32(x.v[1], x.v[3]))); }
+static inline float hsum(V x) {
+    const float32x4_t four = vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+static inline V vabs(V x) { MIXKV_FOUR(vabsq_f32(x.v[i])) }
+static inline V vcopysign(V magnitude, V sign) {
+    MIXKV_FOUR(vbslq_f32(vdupq_n_u32(0x80000000u), sign.v[i], magnitude.v[i]))
+}
+static inline V vround(V x) { MIXKV_FOUR(vrndnq_f32(x.v[i])) }
+static inline float32x4_t scale2_four(float32x4_t x, float32x4_t n) {
+    const int32x4_t power = vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23);
+    return vmulq_f32(x, vreinterpretq_f32_s32(power));
+}
+static inline V vscale2(V x, V n) { MIXKV_FOUR(scale2_four(x.v[i], n.v[i])) }
+static inline float32x4_t keep_where(uint32x4_t mask, float32x4_t x) {
+    return vreinterpretq_f32_u32(vandq_u32(mask, vreinterpretq_u32_f32(x)));
+}
+static inline V vzero_below(V x, float limit, V value) {  // not below, or NaN: kept
+    MIXKV_FOUR(keep_where(vmvnq_u32(vcltq_f32(x.v[i], vdupq_n_f32(limit))), value.v[i]))
+}
+static inline V vkeep_neg_inf(V w, V value) {
+    const float32x4_t inf = vdupq_n_f32(-INFINITY);
+    MIXKV_FOUR(vbslq_f32(vceqq_f32(w.v[i], inf), inf, value.v[i]))
+}
+static inline bool vall_at_most(V a, V b, V c, V d, float limit) {
+    const float32x4_t l = vdupq_n_f32(limit);
+    uint32x4_t all = vdupq_n_u32(~0u);
+    MIXKV_UNROLL
+    for (int i = 0; i < 4; ++i) {
+        const uint32x4_t ab = vandq_u32(vcleq_f32(a.v[i], l), vcleq_f32(b.v[i], l));
+        all = vandq_u32(all, vandq_u32(ab, vandq_u32(vcleq_f32(c.v[i], l), vcleq_f32(d.v[i], l))));
+    }
+    return vminvq_u32(all) != 0;
+}
+static inline bool vany_nan(V x) {
+    uint32x4_t equal = vdupq_n_u32(~0u);
+    MIXKV_UNROLL for (int i = 0; i < 4; ++i) equal = vandq_u32(equal, vceqq_f32(x.v[i], x.v[i]));
+    return vminvq_u32(equal) == 0;
+}
+static inline V viota() {
+    const float lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return vload(lanes);
+}
+static inline V vlanes(V x, int first, int stop, float other) {
+    const V lane = viota();
+    const float32x4_t from = vdupq_n_f32(float(first)), to = vdupq_n_f32(float(stop)), o = vdupq_n_f32(other);
+    MIXKV_FOUR(vbslq_f32(vandq_u32(vcgeq_f32(lane.v[i], from), vcltq_f32(lane.v[i], to)), x.v[i], o))
+}
+static inline V vload_half(const uint16_t* p) { MIXKV_FOUR(vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)))) }
+static inline void vstore_half(uint16_t* p, V x) {
+    MIXKV_UNROLL for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(x.v[i])));
+}
+static inline V vload_int8(const int8_t* p) {
+    const int8x16_t c = vld1q_s8(p);
+    const int16x8_t a = vmovl_s8(vget_low_s8(c)), b = vmovl_high_s8(c);
+    return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(a))), vcvtq_f32_s32(vmovl_high_s16(a)),
+             vcvtq_f32_s32(vmovl_s16(vget_low_s16(b))), vcvtq_f32_s32(vmovl_high_s16(b))}};
+}
+static inline V vfrom_int(I x) { MIXKV_FOUR(vcvtq_f32_s32(x.v[i])) }
+static inline I vload_i(const uint32_t* p) {
+    I r;
+    MIXKV_UNROLL for (int i = 0; i < 4; ++i) r.v[i] = vreinterpretq_s32_u32(vld1q_u32(p + 4 * i));
+    return r;
+}
+template <int half>
+static inline float32x4_t butterfly_four(float32x4_t x) {
+    const float32x4_t y = half == 2 ? vextq_f32(x, x, 2) : vrev64q_f32(x), sum = vaddq_f32(x, y), less = vsubq_f32(y, x);
+    if constexpr (half == 2) return vcombine_f32(vget_low_f32(sum), vget_high_f32(less));
+    return vtrn2q_f32(vrev64q_f32(sum), less);  // sums from even lanes, differences from odd ones
+}
+template <int half>
+static inline V vbutterfly(V x) {
+    constexpr int far = half / 4;  // in registers
+    if constexpr (half >= 4) {
+        MIXKV_FOUR(i & far ? vsubq_f32(x.v[i ^ far], x.v[i]) : vaddq_f32(x.v[i], x.v[i ^ far]))
+    } else {
+        MIXKV_FOUR(butterfly_four<half>(x.v[i]))
+    }
+}
+// Nibble n to the top of its word; with its highest bit turned over that is 2^28 (code - 8), which converts exactly.
+static inline float32x4_t nibble_four(int32x4_t words, int n) {
+    const uint32x4_t turned = veorq_u32(vreinterpretq_u32_s32(words), vdupq_n_u32(0x88888888u));
+    const uint32x4_t top = vandq_u32(turned << (28 - 4 * n), vdupq_n_u32(0xf0000000u));
+    return vcvtq_n_f32_s32(vreinterpretq_s32_u32(top), 28);
+}
+static inline V vnibble(I words, int n) { MIXKV_FOUR(nibble_four(words.v[i], n)) }
+#undef MIXKV_FOUR
 
 #else
 

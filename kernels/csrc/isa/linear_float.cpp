@@ -8,6 +8,13 @@
 
 namespace mixkv::MIXKV_ISA {
 
+// Tokens at a time where there are many: as many as have room for their sums in registers.
+#if defined(__aarch64__)
+constexpr int widest = 4;
+#else
+constexpr int widest = 8;
+#endif
+
 struct Float_F32 {
     static constexpr int bytes = 4;
     MIXKV_INLINE F16 load(const uint8_t* p) { return load16((const float*)p); }
@@ -56,7 +63,7 @@ static void matmul_float(const Packed* w, const float* x, int64_t ldx, int g0, i
             if (t1 - t <= 2) {
                 tile<L, 2, 1>(w, x, ldx, g, t0, t, t1, out), t += 2;
             } else {
-                tile<L, 8, 1>(w, x, ldx, g, t0, t, t1, out), t += 8;
+                tile<L, widest, 1>(w, x, ldx, g, t0, t, t1, out), t += widest;
             }
         }
 }
@@ -121,7 +128,7 @@ static void matmul_exact(const Packed* w, const float* x, int64_t ldx, int g0, i
             if (t1 - t == 1) {
                 tile_exact<F, 1>(w, x, ldx, g, t0, t, t1, out), t += 1;
             } else {
-                tile_exact<F, 8>(w, x, ldx, g, t0, t, t1, out), t += 8;
+                tile_exact<F, widest>(w, x, ldx, g, t0, t, t1, out), t += widest;
             }
         }
 }

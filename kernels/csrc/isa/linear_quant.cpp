@@ -33,7 +33,7 @@ MIXKV_INLINE void add_quad(I16 (&dots)[M][G][F::subs], const uint8_t* q, const i
     for (int g = 0; g < G; ++g) {
         const B64 w = F::template quad<j>(q + F::block_bytes * g);
         MIXKV_UNROLL
-        for (int t = 0; t < M; ++t) dots[t][g][h] = dot<F::zero>(dots[t][g][h], w, x + 32 * t + 4 * j);
+        for (int t = 0; t < M; ++t) dots[t][g][h] = dot<F::zero, j>(dots[t][g][h], w, x + 32 * t + 4 * j);
     }
 }
 

@@ -2,9 +2,10 @@
 //
 //   B64  64 bytes: one quad (packed.h) of codes     I16  16 int32     F16  16 float32
 //
-// simd_avx512.h, simd_avx2.h and simd_portable.h define the same names; each isa source sees one of them. Codes are
-// unsigned bytes; `zero` is subtracted from them by dot_init (through the sum of the activations) where the hardware
-// multiplies unsigned by signed, or in dot() itself.
+// simd_avx512.h, simd_avx2.h, simd_neon.h and simd_portable.h define the same names; each isa source sees one of them.
+// dot<zero, j>(acc, w, x4) adds the products of quad j of a block (w) and its four activations, which stand at
+// place 4 j of the block's 32. Codes are unsigned bytes; `zero` is subtracted from them by dot_init (through the sum of
+// the activations) or in dot() itself.
 #pragma once
 
 #include <stdint.h>
@@ -17,11 +18,22 @@
 #include "simd_avx512.h"
 #elif defined(__AVX2__)
 #include "simd_avx2.h"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "simd_neon.h"
 #else
 #include "simd_portable.h"
 #endif
 
 namespace mixkv::MIXKV_ISA {
+
+// The sum of the lanes, folded in halves: one fixed order on every instruction set.
+MIXKV_INLINE float reduce_add(F16 v) {
+    float a[16];
+    store16(a, v);
+    for (int w = 8; w; w /= 2)
+        for (int i = 0; i < w; ++i) a[i] += a[i + w];
+    return a[0];
+}
 
 // e^x to about 1e-7: x = n ln2 + r, a polynomial in r (Cephes' coefficients), 2^n by the exponent bits.
 MIXKV_INLINE F16 exp16(F16 x) {

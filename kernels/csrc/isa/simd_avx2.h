@@ -80,7 +80,7 @@ MIXKV_INLINE __m256i dot_half(__m256i acc, __m256i w, __m256i x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
 }
 #endif
-template <int zero>
+template <int zero, int j>
 MIXKV_INLINE I16 dot(I16 acc, B64 w, const int8_t* x4) {
     int32_t x;
     memcpy(&x, x4, 4);
@@ -173,13 +173,6 @@ MIXKV_INLINE int32_t reduce_add_i32(I16 v) {
     store_i32(a, v);
     for (int i = 0; i < 16; ++i) s += uint32_t(a[i]);
     return int32_t(s);
-}
-MIXKV_INLINE float reduce_add(F16 v) {
-    float a[16];
-    store16(a, v);
-    for (int w = 8; w; w /= 2)
-        for (int i = 0; i < w; ++i) a[i] += a[i + w];
-    return a[0];
 }
 MIXKV_INLINE void store_i8(int8_t* p, I16 v) {
     const __m256i w = _mm256_permute4x64_epi64(_mm256_packs_epi32(v.a, v.b), 0xd8);

@@ -37,7 +37,7 @@ template <int zero>
 MIXKV_INLINE I16 dot_init(int32_t xsum) {
     return {_mm512_set1_epi32(-zero * xsum)};
 }
-template <int zero>
+template <int zero, int j>
 MIXKV_INLINE I16 dot(I16 acc, B64 w, const int8_t* x4) {
     int32_t x;
     memcpy(&x, x4, 4);
@@ -89,13 +89,6 @@ MIXKV_INLINE I16 abs_bits(F16 v) {
 MIXKV_INLINE I16 max_i32(I16 a, I16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
 MIXKV_INLINE int32_t reduce_max_i32(I16 a) { return _mm512_reduce_max_epi32(a.v); }
 MIXKV_INLINE int32_t reduce_add_i32(I16 a) { return _mm512_reduce_add_epi32(a.v); }
-MIXKV_INLINE float reduce_add(F16 v) {  // lanes folded in halves: one fixed order on every instruction set
-    float a[16];
-    store16(a, v);
-    for (int w = 8; w; w /= 2)
-        for (int i = 0; i < w; ++i) a[i] += a[i + w];
-    return a[0];
-}
 MIXKV_INLINE void store_i8(int8_t* p, I16 v) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(v.v)); }
 
 }  // namespace mixkv::MIXKV_ISA

@@ -1,11 +1,9 @@
-// simd.h in the vector extensions of gcc and clang, 128 bits at a time: the tier `base` (x86-64-v2), and the only tier
-// of other architectures. Only dot() knows an instruction set: SSSE3, Arm's dotprod, or plain C.
+// simd.h in the vector extensions of gcc and clang, 128 bits at a time: the tier `base` of every architecture (x86-64-v2,
+// plain Armv8, whatever else). Only dot() and lookup16() know an instruction set: SSSE3, or plain C.
 #pragma once
 
 #if defined(__SSSE3__)
 #include <tmmintrin.h>
-#elif defined(__ARM_FEATURE_DOTPROD)
-#include <arm_neon.h>
 #endif
 
 #define MIXKV_EACH MIXKV_UNROLL for (int n = 0; n < 4; ++n)
@@ -102,7 +100,7 @@ MIXKV_INLINE I16 dot_init(int32_t xsum) {
     const int32_t v = zero == 128 ? 0 : -zero * xsum;
     return eachi([&](int) { return i32x4{v, v, v, v}; });
 }
-template <int zero>
+template <int zero, int j>
 MIXKV_INLINE I16 dot(I16 acc, B64 codes, const int8_t* x4) {
     const __m128i xs = _mm_set1_epi32(load_as<int32_t>(x4));
     return eachi([&](int n) {
@@ -120,18 +118,11 @@ template <int zero>
 MIXKV_INLINE I16 dot_init(int32_t) {
     return eachi([](int) { return i32x4{0, 0, 0, 0}; });
 }
-template <int zero>
+template <int zero, int j>
 MIXKV_INLINE I16 dot(I16 acc, B64 codes, const int8_t* x4) {
-#if defined(__ARM_FEATURE_DOTPROD)
-    const int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(load_as<int32_t>(x4)));
-    return eachi([&](int n) {
-        return (i32x4)vdotq_s32((int32x4_t)acc.v[n], (int8x16_t)(codes.v[n] - uint8_t(zero)), x);
-    });
-#else
     for (int i = 0; i < 16; ++i)
         for (int k = 0; k < 4; ++k) acc.v[i / 4][i % 4] += (int32_t(codes.v[i / 4][4 * (i % 4) + k]) - zero) * x4[k];
     return acc;
-#endif
 }
 #endif
 template <int b>
@@ -233,13 +224,6 @@ MIXKV_INLINE int32_t reduce_add_i32(I16 a) {
     // unsigned, as the sums of what NaN was rounded to wrap around
     const u32x4 s = ((u32x4)a.v[0] + (u32x4)a.v[1]) + ((u32x4)a.v[2] + (u32x4)a.v[3]);
     return int32_t(s[0] + s[1] + s[2] + s[3]);
-}
-MIXKV_INLINE float reduce_add(F16 v) {
-    float a[16];
-    store16(a, v);
-    for (int w = 8; w; w /= 2)
-        for (int i = 0; i < w; ++i) a[i] += a[i + w];
-    return a[0];
 }
 MIXKV_INLINE void store_i8(int8_t* p, I16 a) {
     int32_t t[16];
