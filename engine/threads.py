@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import os
 import warnings
-from pathlib import Path
 
+from mixkv.kernels import ops
 from mixkv.kernels.errors import ConfigError, MixkvWarning
 
 MAX_THREADS = 1024
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and its cgroup's quota where there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no such cgroup, or "max"
-        pass
-    return max(1, cores)
+    """Cores that this process may use: physical ones, within its affinity and cgroup's quota."""
+    return ops.available_cores()
 
 
 def choose_threads(n_threads: int | None) -> int:

@@ -7,6 +7,7 @@ file and are dequantized a block of rows at a time, so memory never holds a seco
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +20,8 @@ from mixkv.kernels.reference_attention import attend_segment
 from mixkv.kernels.store import KVStore, hadamard
 
 __all__ = [
-    "Head", "KVStore", "NormFFN", "NormQKV", "Weight", "attend_segment", "cpu_report", "embed", "hadamard", "linear",
-    "name", "read_bandwidth", "rms_norm", "rope", "set_threads",
+    "Head", "KVStore", "NormFFN", "NormQKV", "Weight", "attend_segment", "available_cores", "cpu_report", "embed",
+    "hadamard", "linear", "name", "read_bandwidth", "rms_norm", "rope", "set_threads",
 ]  # fmt: skip
 
 F32 = NDArray[np.float32]
@@ -28,6 +29,11 @@ ROW_BLOCK_BYTES = 16 << 20
 """Float32 bytes of one block of dequantized rows: large enough for BLAS, small beside any model."""
 
 name = "reference"
+
+
+def available_cores() -> int:
+    """Cores that this process may use, by its affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(n: int) -> None:
