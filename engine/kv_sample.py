@@ -117,7 +117,8 @@ def _row_norms(
     part = ops.embed(weight, np.arange(len(rows), dtype=np.int32))
     gains = gain.reshape(n_blocks, block)
     share = np.square(gains[chosen]).sum() / np.square(gains).sum()
-    return np.sqrt(np.square(part * gains[chosen].ravel()).sum(axis=1) / share)
+    part *= gains[chosen].ravel()
+    return np.sqrt(np.einsum("ij,ij->i", part, part) / share)
 
 
 def _draw(

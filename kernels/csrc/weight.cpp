@@ -63,13 +63,13 @@ int get_code(int bits, const uint8_t* q, int r, int col) {
 }
 
 // Q4_0 and IQ4_NL keep columns k and k + 16 in one byte, as our nibble lines do: packing is copying 4 bytes a line.
-// Q8_0 needs only the sign bit flipped.
-void pack_words(Format f, const uint8_t* const rows[group_rows], size_t offset, uint8_t* q, uint8_t* s) {
-    const int words = f == fmt_Q8_0 ? 8 : 4;
-    const uint32_t flip = f == fmt_Q8_0 ? 0x80808080u : 0;
+// Q8_0 needs only the sign bit flipped. `words` is a constant so that nothing is left but loads and stores: this is most
+// of the time that loading takes.
+template <int words, uint32_t flip>
+void pack_words(const uint8_t* const rows[group_rows], size_t offset, uint8_t* q, uint8_t* s) {
+    static const uint8_t zeros[2 + 4 * words] = {};
     for (int r = 0; r < group_rows; ++r) {
-        uint8_t raw[34] = {};
-        if (rows[r]) std::memcpy(raw, rows[r] + offset, size_t(2 + 4 * words));
+        const uint8_t* raw = rows[r] ? rows[r] + offset : zeros;
         std::memcpy(s + 2 * r, raw, 2);
         for (int i = 0; i < words; ++i) {
             uint32_t v;
@@ -85,11 +85,13 @@ void pack_quant_group(const Packed& w, const uint8_t* const rows[group_rows], ui
     const FormatInfo& info = format_info(f);
     const int units = w.cols / info.raw_cols, blocks = info.raw_cols / block_cols;
     const int unit_bytes = scale_unit_bytes(info.scales, info.subs);
-    const bool fast = f == fmt_Q4_0 || f == fmt_Q8_0 || f == fmt_IQ4_NL;
+    const auto fast = f == fmt_Q8_0                          ? pack_words<8, 0x80808080u>
+                      : f == fmt_Q4_0 || f == fmt_IQ4_NL ? pack_words<4, 0>
+                                                         : nullptr;
     for (int u = 0; u < units; ++u, s += panel_groups * unit_bytes) {
         const size_t offset = size_t(u) * size_t(info.raw_bytes);
         if (fast) {
-            pack_words(f, rows, offset, q, s);
+            fast(rows, offset, q, s);
             q += panel_groups * quant_block_bytes(info.bits);
             continue;
         }
