@@ -23,7 +23,7 @@ from mixkv.engine.results import Completion
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.sequence import Progress, Sequence
 from mixkv.engine.session import restore_session, save_session
-from mixkv.engine.threads import choose_threads
+from mixkv.engine.threads import Meanwhile, choose_threads
 from mixkv.engine.tokenizer import load_tokenizer
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.kernels.errors import ConfigError, GGUFError, InputError
@@ -235,13 +235,14 @@ def load(
         model_config = read_config(gguf)
         plan = plan_cache(gguf, config)
         n_ctx = _fit_context(gguf, n_ctx, n_batch, dense, plan)
-        tokenizer = load_tokenizer(gguf)
+        with Meanwhile(lambda: load_tokenizer(gguf)) as vocabulary:
+            model = load_model(gguf, exact=exact, dense=dense, progress=_byte_progress(gguf, progress))
+        tokenizer = vocabulary.result()
         if tokenizer.n_vocab != model_config.n_vocab:
             raise GGUFError(
                 f"{gguf.path}: the vocabulary has {tokenizer.n_vocab} tokens, but the embedding {model_config.n_vocab} "
                 "rows; the file is damaged"
             )
-        model = load_model(gguf, exact=exact, dense=dense, progress=_byte_progress(gguf, progress))
     except BaseException:
         gguf.close()
         raise

@@ -1,13 +1,51 @@
-"""How many threads to compute with."""
+"""How many threads to compute with, and a thread for what can be done meanwhile."""
 
 from __future__ import annotations
 
+import threading
 import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
 
 from mixkv.kernels import ops
 from mixkv.kernels.errors import ConfigError, MixkvWarning
 
 MAX_THREADS = 1024
+T = TypeVar("T")
+
+
+class Meanwhile(Generic[T]):
+    """Runs `work` on a thread of its own while the block runs; leaving the block waits for it.
+
+    Not concurrent.futures, whose import takes longer than what this is for saves.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._value: T
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self._value = self._work()
+        except BaseException as error:  # raised again by `result`, on the thread that wants it
+            self._error = error
+
+    def __enter__(self) -> Meanwhile[T]:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.join()
+
+    def result(self) -> T:
+        """What `work` returned; raises what it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
 
 
 def usable_cores() -> int:

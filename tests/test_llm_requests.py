@@ -12,7 +12,7 @@ from model_tools import random_llama
 
 import mixkv
 from mixkv.engine.llm import PREFIX_REUSE
-from mixkv.engine.threads import usable_cores
+from mixkv.engine.threads import Meanwhile, usable_cores
 
 GREEDY: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0}
 IDS = list(range(20, 120))
@@ -186,3 +186,16 @@ class TestLoad:
         stats = llm.cache.stats()
         assert stats.n_tokens > 200
         assert stats.nbytes < 0.5 * stats.fp16_bytes and stats.bits_per_element < 8
+
+
+def test_what_runs_meanwhile_hands_over_its_value_or_its_error() -> None:
+    """The vocabulary is read beside the weights: its errors arrive where it is asked for, after the block's own."""
+    with Meanwhile(lambda: 7) as answer:
+        pass
+    assert answer.result() == 7
+    with Meanwhile(lambda: 1 // 0) as broken:
+        pass
+    with pytest.raises(ZeroDivisionError):
+        broken.result()
+    with pytest.raises(KeyError), Meanwhile(lambda: 1 // 0):
+        raise KeyError("the block's own")

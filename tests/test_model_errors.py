@@ -118,7 +118,7 @@ CASES: dict[str, tuple[Callable[[Model], None], str]] = {
     "matrix-transposed": (with_tensor("blk.0.ffn_up.weight", np.zeros((32, 64), np.float32)), r"\(32, 64\)"),
     "matrix-flat": (with_tensor("blk.0.ffn_up.weight", np.zeros(2048, np.float32)), r"\(2048,\)"),
     "matrix-empty": (with_tensor("blk.0.ffn_up.weight", np.zeros((0, 32), np.float32)), r"\(0, 32\)"),
-    "embedding-flat": (with_tensor("token_embd.weight", np.zeros(8832, np.float32)), "embedding 8832 rows"),
+    "embedding-flat": (with_tensor("token_embd.weight", np.zeros(8832, np.float32)), "token_embd.weight"),
     "output-of-another-vocabulary": (with_tensor("output.weight", np.zeros((100, 32), np.float32)), "output.weight"),
     "integer-weights": (
         with_tensor("blk.0.attn_q.weight", Packed((32, 32), GGMLQuantizationType.I32, bytes(4096))), "I32"
