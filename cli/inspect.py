@@ -68,7 +68,6 @@ def inspect(
 
 def cpu_report() -> dict[str, Any]:
     """Which twin of the kernels runs and why, and what the native ones say about this CPU."""
-    from mixkv.engine.threads import usable_cores
     from mixkv.kernels import ops
 
     forced = os.environ.get("MIXKV_KERNELS")
@@ -84,7 +83,7 @@ def cpu_report() -> dict[str, Any]:
             why = "chosen at import"
         except ImportError as reason:
             why = f"the native extension cannot be imported: {reason}"
-    report = {"kernels": "native" if native else "reference (NumPy)", "why": why, "usable_cores": usable_cores()}
+    report = {"kernels": "native" if native else "reference (NumPy)", "why": why, "usable_cores": ops.available_cores()}
     return {**report, **ops.cpu_report()}
 
 

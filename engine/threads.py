@@ -48,14 +48,9 @@ class Meanwhile(Generic[T]):
         return self._value
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: physical ones, within its affinity and cgroup's quota."""
-    return ops.available_cores()
-
-
 def choose_threads(n_threads: int | None) -> int:
     """The number asked for, or the usable cores; warns where more threads than cores are asked for."""
-    cores = usable_cores()
+    cores = ops.available_cores()
     if n_threads is None or n_threads == -1:
         return cores
     if isinstance(n_threads, bool) or not isinstance(n_threads, int) or not 1 <= n_threads <= MAX_THREADS:

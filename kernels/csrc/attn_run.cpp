@@ -256,21 +256,19 @@ void Attention::add_scores(const QueryRange& r, const QueryRows& q, int64_t base
 
 void Attention::add_values(const QueryRange& r, int64_t base, const BlockScratch& b, const StateRows& state) const {
     const auto matrix = ops_.pv_matrix[p_.format.type_v];
-    const bool hot = is_hot(r, base);
-    if (b.alike && (hot || !matrix)) {
+    ValueBlock block{b.x, int(r.stop - r.first), group(), p_.head_dim_v, {}, b.readers, state};
+    if (b.alike) {
+        const bool hot = is_hot(r, base);
+        for (int t = 0; t < tiles_per_block; ++t)
+            block.tiles[t] = tile_at(side_v, base + t * tile_tokens, r.kv_head, hot);
+        if (matrix && !hot) {
+            std::fill_n(b.readers, block.n_queries, uint8_t((1 << tiles_per_block) - 1));
+            return matrix(block);
+        }
         const CacheType type = hot ? p_.format.hot_v : p_.format.type_v;
         // few rows lose more by the larger scratch than they gain, where unpacking is cheap
         const auto whole = is_float_type(type) && rows(r) <= 8 ? nullptr : ops_.pv_block[type];
-        const uint8_t* tiles[tiles_per_block];
-        for (int t = 0; t < tiles_per_block; ++t) tiles[t] = tile_at(side_v, base + t * tile_tokens, r.kv_head, hot);
-        if (whole) return whole(b.x, rows(r), tiles, p_.head_dim_v, state);
-    }
-    ValueBlock block{b.x, int(r.stop - r.first), group(), p_.head_dim_v, {}, b.readers, state};
-    if (b.alike && !hot && matrix) {
-        std::fill_n(b.readers, block.n_queries, uint8_t((1 << tiles_per_block) - 1));
-        for (int t = 0; t < tiles_per_block; ++t)
-            block.tiles[t] = tile_at(side_v, base + t * tile_tokens, r.kv_head, false);
-        return matrix(block);
+        if (whole) return whole(b.x, rows(r), block.tiles, p_.head_dim_v, state);
     }
     bool any_cold = false;
     std::fill_n(b.readers, block.n_queries, uint8_t(0));

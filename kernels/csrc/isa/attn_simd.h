@@ -1,8 +1,9 @@
 // Sixteen floats (V) and sixteen int32 (I) on every instruction set, for the attention kernels.
 //
-// One zmm on AVX-512, two ymm on AVX2, four registers on NEON, an array that the compiler vectorises elsewhere. Every function does the same
-// arithmetic lane by lane on each set except vfma, which is fused where the set has it; hmax and hsum reduce in a fixed
-// tree. Included by isa sources only, so everything is static and lives in the set's own namespace.
+// One zmm on AVX-512, two ymm on AVX2, four registers on NEON, an array that the compiler vectorises elsewhere. Every
+// function does the same arithmetic lane by lane on each set except vfma, which is fused where the set has it; hmax and
+// hsum reduce in a fixed tree. Included by isa sources only, so everything is static and lives in the set's own
+// namespace.
 #pragma once
 
 #include <math.h>

@@ -26,6 +26,19 @@
 
 namespace mixkv::MIXKV_ISA {
 
+#if !defined(__AVX512VNNI__)  // which has masks for it
+MIXKV_INLINE F16 load16_n(const float* p, int count) {
+    float t[16] = {};
+    memcpy(t, p, size_t(count) * 4);
+    return load16(t);
+}
+MIXKV_INLINE void store16_n(float* p, F16 v, int count) {
+    float t[16];
+    store16(t, v);
+    memcpy(p, t, size_t(count) * 4);
+}
+#endif
+
 // The sum of the lanes, folded in halves: one fixed order on every instruction set.
 MIXKV_INLINE float reduce_add(F16 v) {
     float a[16];

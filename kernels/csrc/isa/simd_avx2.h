@@ -107,16 +107,6 @@ MIXKV_INLINE void store16(float* p, F16 v) {
     _mm256_storeu_ps(p, v.a);
     _mm256_storeu_ps(p + 8, v.b);
 }
-MIXKV_INLINE F16 load16_n(const float* p, int n) {
-    float t[16] = {};
-    memcpy(t, p, size_t(n) * 4);
-    return load16(t);
-}
-MIXKV_INLINE void store16_n(float* p, F16 v, int n) {
-    float t[16];
-    store16(t, v);
-    memcpy(p, t, size_t(n) * 4);
-}
 MIXKV_INLINE F16 load_f16(const void* p) {
     const __m128i* h = (const __m128i*)p;
     return {_mm256_cvtph_ps(_mm_loadu_si128(h)), _mm256_cvtph_ps(_mm_loadu_si128(h + 1))};

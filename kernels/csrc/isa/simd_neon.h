@@ -99,16 +99,6 @@ MIXKV_INLINE F16 load16(const float* p) {
     return each<F16>([&](int n) { return vld1q_f32(p + 4 * n); });
 }
 MIXKV_INLINE void store16(float* p, F16 v) { MIXKV_EACH vst1q_f32(p + 4 * n, v.v[n]); }
-MIXKV_INLINE F16 load16_n(const float* p, int count) {
-    float t[16] = {};
-    memcpy(t, p, size_t(count) * 4);
-    return load16(t);
-}
-MIXKV_INLINE void store16_n(float* p, F16 v, int count) {
-    float t[16];
-    store16(t, v);
-    memcpy(p, t, size_t(count) * 4);
-}
 MIXKV_INLINE F16 load_f16(const void* p) {
     return each<F16>([&](int n) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const uint16_t*)p + 4 * n))); });
 }

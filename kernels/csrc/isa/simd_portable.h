@@ -143,13 +143,7 @@ MIXKV_INLINE F16 set16(float x) {
 MIXKV_INLINE F16 load16(const float* p) {
     return each16([&](int n) { return load_as<f32x4>(p + 4 * n); });
 }
-MIXKV_INLINE F16 load16_n(const float* p, int count) {
-    float t[16] = {};
-    memcpy(t, p, size_t(count) * 4);
-    return load16(t);
-}
 MIXKV_INLINE void store16(float* p, F16 v) { memcpy(p, v.v, 64); }
-MIXKV_INLINE void store16_n(float* p, F16 v, int count) { memcpy(p, v.v, size_t(count) * 4); }
 MIXKV_INLINE F16 load_f16(const void* p) {
     return each16([&](int n) {
         const u32x4 h = __builtin_convertvector(load_as<u16x4>((const uint16_t*)p + 4 * n), u32x4);
