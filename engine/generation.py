@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
-import numpy as np
-
 from mixkv.engine.results import Chunk, Completion, GenerationStats, TokenLogprob
 from mixkv.engine.sampling import Sampler, SamplingParams
 from mixkv.engine.sequence import Progress, Sequence
@@ -43,14 +41,20 @@ class Generation:
         self._load_seconds, self._exact_prefix, self._progress = load_seconds, exact_prefix, progress
         self._reused, self._prompt_seconds, self._decode_seconds = 0, 0.0, 0.0
         self._turn, self._cuts = turn or nullcontext(), 0
-        self._chunks = self._run()
+        self._stopped = False
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
+        # no generator: it and this object would hold each other, and the model would outlive an unfinished stream
         with self._turn:
-            return next(self._chunks)
+            if self.finish_reason is not None:
+                raise StopIteration
+            try:
+                return self._step()
+            except KeyboardInterrupt:
+                return self._finish("interrupted")
 
     @property
     def text(self) -> str:
@@ -85,27 +89,19 @@ class Generation:
             self._stops.matched,
         )
 
-    def _run(self) -> Iterator[Chunk]:
-        limit = self.params.max_tokens
-        try:
-            logits = self._prefill() if limit != 0 else np.empty((0, 0), np.float32)
-            while limit is None or len(self.tokens) < limit:
-                if self.tokens:
-                    if self.sequence.cache.n >= self.sequence.cache.policy.n_ctx:
-                        break
-                    logits = self._decode()
-                token = self.sampler.sample(logits[-1])
-                if token in self._eog_ids and not self.params.ignore_eos:
-                    yield self._finish("stop")
-                    return
-                chunk, stopped = self._accept(token, logits[-1])
-                yield chunk
-                if stopped:
-                    yield self._finish("stop")
-                    return
-            yield self._finish("length")
-        except KeyboardInterrupt:
-            yield self._finish("interrupted")
+    def _step(self) -> Chunk:
+        if self._stopped:
+            return self._finish("stop")
+        limit, cache = self.params.max_tokens, self.sequence.cache
+        if limit is not None and len(self.tokens) >= limit:
+            return self._finish("length")
+        if self.tokens and cache.n >= cache.policy.n_ctx:
+            return self._finish("length")
+        logits = self._decode() if self.tokens else self._prefill()
+        token = self.sampler.sample(logits[-1])
+        if token in self._eog_ids and not self.params.ignore_eos:
+            return self._finish("stop")
+        return self._accept(token, logits[-1])
 
     def _prefill(self) -> F32:
         start = time.perf_counter()
@@ -126,7 +122,7 @@ class Generation:
         finally:
             self._decode_seconds += time.perf_counter() - start
 
-    def _accept(self, token: int, logits: F32) -> tuple[Chunk, bool]:
+    def _accept(self, token: int, logits: F32) -> Chunk:
         self.sampler.accept(token)
         self.tokens.append(token)
         logprob = top = None
@@ -134,9 +130,9 @@ class Generation:
             entry = self.sampler.logprobs(logits, token, self.params.logprobs)
             logprob, top = entry.logprob, entry.top
             self.logprobs.append(TokenLogprob(token, logprob, top))
-        text, stopped = self._stops.push(self._detokenizer.push(token))
+        text, self._stopped = self._stops.push(self._detokenizer.push(token))
         self._text.append(text)
-        return Chunk(text, token, logprob, top), stopped
+        return Chunk(text, token, logprob, top)
 
     def _finish(self, reason: str) -> Chunk:
         rest, stopped = self._stops.push(self._detokenizer.flush())

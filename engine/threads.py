@@ -39,13 +39,22 @@ class Meanwhile(Generic[T]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._thread.join()
+        if kind is not None:
+            self._error = None
 
     def result(self) -> T:
-        """What `work` returned; raises what it raised."""
+        """What `work` returned; raises what it raised, once.
+
+        The error is given away: its traceback leads back here, and the two would keep all that `work` touched alive.
+        """
         self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._value
+        error, self._error = self._error, None
+        if error is None:
+            return self._value
+        try:
+            raise error
+        finally:
+            del error
 
 
 def choose_threads(n_threads: int | None) -> int:

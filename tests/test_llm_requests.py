@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +203,40 @@ def test_what_runs_meanwhile_hands_over_its_value_or_its_error() -> None:
         broken.result()
     with pytest.raises(KeyError), Meanwhile(lambda: 1 // 0):
         raise KeyError("the block's own")
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Only reference counts free memory: weights are too large to wait for the collector."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_model_goes_with_its_last_name(tmp_path: Path) -> None:
+    """Also after a stream that was left in the middle, and a request that failed."""
+    llm = mixkv.load(random_llama(tmp_path / "tiny.gguf"), n_ctx=128)
+    model = weakref.ref(llm.sequence.model)
+    next(llm.stream(IDS, **GREEDY))
+    with contextlib.suppress(mixkv.InputError):
+        llm.generate("")
+    del llm
+    assert model() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("own_error", [None, KeyError])
+def test_work_that_failed_meanwhile_keeps_nothing_alive(own_error: type[Exception] | None) -> None:
+    def work() -> None:
+        held = np.zeros(1)
+        seen.append(weakref.ref(held))
+        raise ValueError
+
+    seen: list[weakref.ref[object]] = []
+    with contextlib.suppress(ValueError, KeyError), Meanwhile(work) as broken:
+        if own_error:
+            raise own_error
+        broken.result()
+    assert seen[0]() is None
