@@ -110,7 +110,7 @@ class KVCache:
         but where the step was so long that it overwrote hot tokens, these are restored from their cold form, and count
         as degraded. ContextFullError if the tokens do not fit.
         """
-        self._mend()
+        self.mend()
         steps = self._policy.steps(n)
         pos, scale = self.n, self._model.attention_scale
         written: dict[int, int] = {}
@@ -133,18 +133,19 @@ class KVCache:
             yield pos, attend
         except BaseException:
             if self._written is written:  # else this block ends late, and somebody has mended what it left
-                self._mend()
+                self.mend()
             raise
         policy, total = self._policy, self._row_bytes.total
         policy.commit(steps[-1])
         self._written = {}
         self._peak = max(self._peak, *(total(policy.sink_tokens, *policy.peak_tokens(s)) for s in steps))
 
-    def _mend(self) -> None:
+    def mend(self) -> None:
         """Make the tokens stored before an unfinished step whole again. May itself be interrupted, and called again.
 
-        Layers stand at different pieces. Where a hot token was overwritten it has its cold form, made by an earlier
-        piece; the other layers get it too, from exact values, so that no tile is ever quantized twice.
+        For those who read the store itself; the methods here call it. Layers stand at different pieces. Where a hot
+        token was overwritten it has its cold form, made by an earlier piece; the other layers get it too, from exact
+        values, so that no tile is ever quantized twice.
         """
         policy, written = self._policy, self._written
         stop = max(map(policy.overwritten, written.values()), default=0)
@@ -162,7 +163,7 @@ class KVCache:
         """Forget all but the first n tokens. See CachePolicy.truncate for when that is exact."""
         if not 0 <= n <= self.n:
             raise InputError(f"cannot truncate a cache of {self.n} tokens to {n}")
-        self._mend()
+        self.mend()
         start, stop = self._policy.truncate(n)
         if start < stop:
             for layer in range(len(self.plan.layers)):
@@ -175,7 +176,7 @@ class KVCache:
 
     def fork(self) -> KVCache:
         """An independent copy of the sequence."""
-        self._mend()
+        self.mend()
         twin = copy.copy(self)
         twin._policy, twin.store = copy.copy(self._policy), self.store.copy()
         return twin

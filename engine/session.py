@@ -34,6 +34,7 @@ def fingerprint(gguf: GGUFFile) -> str:
 def save_session(path: str | Path, sequence: Sequence, gguf: GGUFFile) -> None:
     """Write `sequence` to `path`. SessionError if it cannot be written; an older file then stays as it was."""
     cache = sequence.cache
+    cache.mend()
     header = _header_of(cache, sequence.model.config, fingerprint(gguf))
     text = header.to_json()
     with writing(Path(path)) as out:

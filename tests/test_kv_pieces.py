@@ -7,6 +7,7 @@ before. The exceptions come from the real store, at any of its calls.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv import KVCache
 from mixkv.engine.memory import cache_bytes
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.session import restore_session, save_session
 from mixkv.kernels.formats import decode
+from mixkv.models.gguf import open_gguf
 from mixkv.models.llama import Llama
 
 N_LAYERS = 3
@@ -33,8 +36,13 @@ CACHES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
-    return load_exact(random_llama(tmp_path_factory.mktemp("model") / "llama.gguf", n_layers=N_LAYERS))
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_llama(tmp_path_factory.mktemp("model") / "llama.gguf", n_layers=N_LAYERS)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Llama:
+    return load_exact(path)
 
 
 @pytest.fixture(scope="module")
@@ -139,24 +147,33 @@ def test_degraded_tokens_are_those_whose_slots_are_gone(model: Llama, ids: list[
         assert rows_lost(seq, control, 1) == rows_lost(seq, control, 2) == 0, "layers that did not run are exact"
 
 
-def test_an_interrupt_while_the_cache_is_mended(model: Llama, ids: list[int]) -> None:
-    """Ctrl-C twice: whoever uses the cache next finishes the work."""
+def test_an_interrupt_while_the_cache_is_mended(path: Path, model: Llama, ids: list[int], tmp_path: Path) -> None:
+    """Ctrl-C twice: whoever uses the cache next finishes the work, be it a fork or a session."""
 
-    def broken() -> Sequence:
+    def filled() -> Sequence:
         seq = sequence(model, piece=16, **CACHES["mixed"])
         seq.feed(ids[:160])
         return seq
 
-    wanted = broken()
+    def interrupted() -> Sequence:
+        seq = filled()
+        Breaking(seq.cache, "rehydrate", 1, False, KeyboardInterrupt)
+        Breaking(seq.cache, "step", 12, True, MemoryError)
+        with pytest.raises(KeyboardInterrupt):
+            seq.feed(ids[:112])
+        return seq
+
+    wanted = filled()
     break_off(wanted, ids[:112], 12)
-    twice = broken()
-    Breaking(twice.cache, "rehydrate", 1, False, KeyboardInterrupt)
-    Breaking(twice.cache, "step", 12, True, MemoryError)
-    with pytest.raises(KeyboardInterrupt):
-        twice.feed(ids[:112])
+    twice = interrupted()
     fork = twice.cache.fork()
     assert fork.stats() == twice.cache.stats() == wanted.cache.stats()
-    np.testing.assert_array_equal(twice.feed(ids[160:200]), wanted.feed(ids[160:200]))
+    with open_gguf(path) as gguf:
+        save_session(tmp_path / "s", interrupted(), gguf)
+        restored = restore_session(tmp_path / "s", twice, gguf)
+    logits = wanted.feed(ids[160:200])
+    for seq in (twice, restored):
+        np.testing.assert_array_equal(seq.feed(ids[160:200]), logits)
 
 
 def test_exact_prefixes_do_not_keep_restored_tokens(model: Llama, ids: list[int]) -> None:

@@ -28,7 +28,6 @@ nb::dict cpu_report() {
     out["isa"] = isa_name(current_isa());
     out["supported"] = supported_isas();
     out["features"] = features;
-    out["cores"] = available_cores();
     out["threads"] = threads();
     return out;
 }
