@@ -7,6 +7,7 @@ prompt was cut, on threads, on the ring's size, or on a detour through get and s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -146,12 +147,18 @@ def test_same_bits_after_copy_and_after_get_and_set() -> None:
         assert same_bits(run.feed(twin, 120, 150), wanted)
 
 
-def test_same_bits_in_a_ring_that_is_just_large_enough() -> None:
-    """hot_window + chunk + a tile of hot rows suffice; slots are used over and over."""
-    run = Run(KVStore, Q4, n=400, window=33)
+@pytest.mark.parametrize(("n", "window"), [(400, 33), (2600, 1990)])
+def test_same_bits_in_a_ring_that_is_just_large_enough(n: int, window: int) -> None:
+    """hot_window + chunk + a tile of hot rows suffice; slots are used over and over. A ring of 128 tiles or more is laid
+    out by chunks of 32, and may end in the middle of one."""
+    run = Run(KVStore, Q4, n=n, window=window, n_kv_heads=2, group=1)
     wanted = run.outputs(run.store(), 30)
-    small = Run(KVStore, Q4, n=400, window=33, hot_tiles=(33 + 30 + 15) // 16 + 2)
-    assert same_bits(small.outputs(small.store(), 30), wanted)
+    small = replace(run, hot_tiles=(window + 30 + 15) // 16 + 2)
+    store = small.store()
+    parts = [small.feed(store, at, at + 30) for at in range(0, n - 30, 30)]
+    at = 30 * len(parts)
+    parts.append(small.feed(store.copy(), at, n))
+    assert same_bits(np.concatenate(parts), wanted)
 
 
 def test_cold_f16_equals_a_plain_f16_cache() -> None:

@@ -30,7 +30,7 @@ void attend_segment(AttnProblem p, const SegmentRows& k, const SegmentRows& v) {
     const int64_t n_keys = p.n_keys;
     const float* mask = p.mask;
     const int64_t tiles = (std::min(n_keys, piece_keys) + tile_tokens - 1) / tile_tokens;
-    const TileArea area(tiles, 5, p.n_kv_heads, tile_bytes(k.type, side_k, p.head_dim_k),
+    const TileArea area(tiles, p.n_kv_heads, tile_bytes(k.type, side_k, p.head_dim_k),
                         tile_bytes(v.type, side_v, p.head_dim_v));
     p.cold = &area;
     p.format.type_k = k.type, p.format.type_v = v.type;

@@ -14,9 +14,13 @@
 namespace mixkv {
 namespace {
 
-constexpr int cold_shift = 5;  // 32 tiles = 512 positions: a chunk of attention (attn_run.h)
-constexpr int hot_shift = 2;   // rings are small and wrap anywhere: one block of 64 positions
-static_assert(tile_tokens << cold_shift == chunk_keys);
+constexpr int block_shift = 2;  // 4 tiles = 64 positions: a block of attention
+constexpr int chunk_shift = 5;  // 32 tiles = 512 positions: a chunk of attention (attn_run.h)
+static_assert(tile_tokens << chunk_shift == chunk_keys);
+
+// Long areas are laid out by chunks, so that memory is read in long stretches; a short one would lie scattered over pages
+// that it does not need.
+int shift_for(int64_t n_tiles) { return n_tiles >= 4 << chunk_shift ? chunk_shift : block_shift; }
 
 int64_t tiles_for(int64_t positions) { return (positions + tile_tokens - 1) / tile_tokens; }
 
@@ -27,10 +31,10 @@ struct RowBuffer {  // one row as floats (zero-padded for the kernels) and as by
 
 }  // namespace
 
-TileArea::TileArea(int64_t n_tiles, int shift, int n_heads, size_t k_bytes, size_t v_bytes)
-    : n_tiles_(n_tiles), shift_(shift), n_heads_(n_heads), blocks_((size_t(1) << shift) / 4), k_bytes_(k_bytes),
-      v_bytes_(v_bytes) {
-    const int64_t chunks = (n_tiles + (int64_t(1) << shift) - 1) >> shift;
+TileArea::TileArea(int64_t n_tiles, int n_heads, size_t k_bytes, size_t v_bytes)
+    : n_tiles_(n_tiles), shift_(shift_for(n_tiles)), n_heads_(n_heads), blocks_((size_t(1) << shift_) / 4),
+      k_bytes_(k_bytes), v_bytes_(v_bytes) {
+    const int64_t chunks = (n_tiles + (int64_t(1) << shift_) - 1) >> shift_;
     const double bytes = double(chunks) * double(n_heads) * double(blocks_) * 4.0 * double(k_bytes + v_bytes);
     if (bytes > 1e15) throw OutOfMemoryError("a KV cache of " + std::to_string(bytes) + " bytes a layer; lower n_ctx");
     memory_ = Buffer(size_t(chunks) * size_t(n_heads) * blocks_ * 4 * (k_bytes + v_bytes));
@@ -38,7 +42,7 @@ TileArea::TileArea(int64_t n_tiles, int shift, int n_heads, size_t k_bytes, size
 
 // Copies whole chunks up to the last one in use, so that what was never written stays unreserved in the twin too.
 TileArea TileArea::copy() const {
-    TileArea twin(n_tiles_, shift_, n_heads_, k_bytes_, v_bytes_);
+    TileArea twin(n_tiles_, n_heads_, k_bytes_, v_bytes_);
     const size_t chunks = size_t((used_ + (int64_t(1) << shift_) - 1) >> shift_);
     const size_t bytes = chunks * size_t(n_heads_) * blocks_ * 4 * (k_bytes_ + v_bytes_);
     if (bytes) memcpy(twin.memory_.data(), memory_.data(), bytes);
@@ -63,9 +67,9 @@ KVStore::KVStore(const std::vector<LayerFormat>& formats, int n_kv_heads, int he
         const size_t hot_k = tile_bytes(f.hot_k, side_k, head_dim_k), hot_v = tile_bytes(f.hot_v, side_v, head_dim_v);
         const size_t cold_k = tile_bytes(f.type_k, side_k, head_dim_k);
         const size_t cold_v = tile_bytes(f.type_v, side_v, head_dim_v);
-        layers_.push_back({f, TileArea(sink_tiles, hot_shift, n_kv_heads, hot_k, hot_v),
-                           TileArea(hot_tiles, hot_shift, n_kv_heads, hot_k, hot_v),
-                           TileArea(cold_tiles, cold_shift, n_kv_heads, cold_k, cold_v)});
+        layers_.push_back({f, TileArea(sink_tiles, n_kv_heads, hot_k, hot_v),
+                           TileArea(hot_tiles, n_kv_heads, hot_k, hot_v),
+                           TileArea(cold_tiles, n_kv_heads, cold_k, cold_v)});
     }
 }
 

@@ -15,11 +15,11 @@
 namespace mixkv {
 
 // Tiles in the order that attention reads them: [chunk][KV head][block of 64 positions][4 K tiles][4 V tiles], so one
-// (chunk, head) is one stretch of memory. A chunk has 2^shift tiles.
+// (chunk, head) is one stretch of memory. A chunk has 2^shift tiles: 32 in a long area, 4 in a short one.
 class TileArea {
 public:
     TileArea() = default;
-    TileArea(int64_t n_tiles, int shift, int n_heads, size_t k_bytes, size_t v_bytes);
+    TileArea(int64_t n_tiles, int n_heads, size_t k_bytes, size_t v_bytes);
 
     uint8_t* at(Side side, int64_t tile, int head) const {
         const int64_t within = tile & ((int64_t(1) << shift_) - 1);

@@ -23,10 +23,15 @@ namespace mixkv::MIXKV_ISA {
 // Loops over rows and registers must vanish: gcc keeps arrays of vectors in registers only when no index is left.
 #define MIXKV_UNROLL _Pragma("GCC unroll 8")
 
-// Asks for what a stream of tiles will need about a block of 64 keys later. A few rows compute faster than memory
-// answers, and the hardware's own prefetching starts anew every 4 KiB; asked for line by line and into the second
-// cache, the wait for memory shrank from 60 % of a decode step to a third (1B shape, 8,192 keys, one thread).
-static inline void ask_ahead(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + 4608, 0, 2); }
+// Asks for what a stream of tiles will need about a block of 64 keys later, line by line and into the second cache: a
+// few rows compute faster than memory answers, and the hardware's own prefetching starts anew every 4 KiB. But a core
+// can wait for 16 lines only; the hardware can for more, so every fourth line is asked for a block earlier, which sets it
+// going (1B shape, 8,192 keys: decode attention loses 7 % of its time).
+static inline void ask_ahead(const void* p) {
+    const char* at = static_cast<const char*>(p) + 4608;
+    __builtin_prefetch(at, 0, 2);
+    if (reinterpret_cast<uintptr_t>(at) % 256 == 0) __builtin_prefetch(at + 4608, 0, 2);
+}
 
 #if defined(__AVX512F__)
 
