@@ -149,8 +149,8 @@ def test_same_bits_after_copy_and_after_get_and_set() -> None:
 
 @pytest.mark.parametrize(("n", "window"), [(400, 33), (2600, 1990)])
 def test_same_bits_in_a_ring_that_is_just_large_enough(n: int, window: int) -> None:
-    """hot_window + chunk + a tile of hot rows suffice; slots are used over and over. A ring of 128 tiles or more is laid
-    out by chunks of 32, and may end in the middle of one."""
+    """hot_window + chunk + a tile of hot rows suffice; slots are used over and over. A ring of 128 tiles or more
+    is laid out by chunks of 32, and may end in the middle of one."""
     run = Run(KVStore, Q4, n=n, window=window, n_kv_heads=2, group=1)
     wanted = run.outputs(run.store(), 30)
     small = replace(run, hot_tiles=(window + 30 + 15) // 16 + 2)
