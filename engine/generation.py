@@ -41,7 +41,7 @@ class Generation:
         self._load_seconds, self._exact_prefix, self._progress = load_seconds, exact_prefix, progress
         self._reused, self._prompt_seconds, self._decode_seconds = 0, 0.0, 0.0
         self._turn, self._cuts = turn or nullcontext(), 0
-        self._stopped = False
+        self._stopped = self._over = False
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
@@ -49,12 +49,15 @@ class Generation:
     def __next__(self) -> Chunk:
         # no generator: it and this object would hold each other, and the model would outlive an unfinished stream
         with self._turn:
-            if self.finish_reason is not None:
+            if self._over:
                 raise StopIteration
+            self._over = True  # also by an error: going on would feed the last token once more
             try:
-                return self._step()
+                chunk = self._step()
             except KeyboardInterrupt:
-                return self._finish("interrupted")
+                chunk = self._finish("interrupted")
+            self._over = self.finish_reason is not None
+            return chunk
 
     @property
     def text(self) -> str:

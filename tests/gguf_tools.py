@@ -53,8 +53,8 @@ def refusal(error: type[Exception], action: Callable[[], object]) -> str:
         raise AssertionError(f"{error.__name__} expected, got {result!r}")
     finally:
         tracemalloc.stop()
+        left_open = [file for file in _open_files() if file not in files]
         gc.enable()
-    left_open = [file for file in _open_files() if file not in files]
     assert message and "\n" not in message and len(message) < 1000, message
     assert seconds < 1, f"{seconds} s"
     assert peak < 64 << 20, f"{peak} bytes"

@@ -204,7 +204,7 @@ class TestSideBySide:
         assert small.generate([30, 31], **GREEDY).tokens
         with pytest.raises(mixkv.InputError, match="took its place"):
             list(old)
-        assert old.tokens == [first]
+        assert old.tokens == [first] and list(old) == []
         assert small.generate([7, 8, 9], **GREEDY).tokens[0] == first
 
     def test_calls_from_other_threads_wait_for_their_turn(self, small: mixkv.LLM) -> None:

@@ -17,7 +17,7 @@
 namespace mixkv::MIXKV_ISA {
 
 // Weights are read once, in order; this far ahead of use (bytes) they are fetched into the second cache. Into the first,
-// or half as far ahead, generating takes 7 % longer (docs/log.md).
+// or half as far ahead, generating takes 5 % longer (docs/log.md).
 constexpr int prefetch_ahead = 4096;
 
 // The sums of the activations' codes that dot_init wants, for half h (or the whole block where there is one scale).
