@@ -80,7 +80,7 @@ class OurEngine:
 
     def __init__(self, model: str, kv: str, n_ctx: int, threads: int) -> None:
         from mixkv.engine.bench import cache_config
-        from mixkv.engine.llm import load
+        from mixkv.engine.load import load
 
         self.llm = load(model, n_ctx=n_ctx, n_threads=threads, cache_config=cache_config(kv))
         self.sequence, self.n_vocab = self.llm.sequence, self.llm.config.n_vocab

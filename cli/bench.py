@@ -42,7 +42,7 @@ class BenchFlags:
 def bench(flags: BenchFlags) -> int:
     """Measure tokens per second, and how much of the memory's bandwidth that uses."""
     from mixkv.engine.bench import bench_tests, cache_config, read_bandwidth, run_bench
-    from mixkv.engine.llm import load
+    from mixkv.engine.load import load
 
     if flags.output not in ("md", "json"):
         raise ConfigError(f"-o {flags.output!r} is no format: use md or json")

@@ -55,7 +55,7 @@ def inspect(
         return _show_families(show.json)
     if show.cpu:
         return _show_pairs(cpu_report(), show.json)
-    from mixkv.engine.llm import demo_model
+    from mixkv.engine.load import demo_model
     from mixkv.models.gguf import open_gguf
 
     with open_gguf(model if model is not None else demo_model()) as gguf:

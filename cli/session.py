@@ -18,7 +18,7 @@ MIB = 1 << 20
 
 def open_llm(flags: ModelFlags, config: KVCacheConfig, terminal: Terminal) -> LLM:
     """Load the model that the flags name. Raises what `mixkv.load` raises."""
-    from mixkv.engine.llm import load
+    from mixkv.engine.load import load
 
     with terminal.progress("loading") as report:
         llm = load(

@@ -125,7 +125,7 @@ def _measure(llm: LLM, sequence: Sequence, kv: str, test: BenchTest, repetitions
         if i:
             speeds.append((test.n_prompt + test.n_gen) / elapsed)
     mean = statistics.fmean(speeds)
-    passes = test.n_gen or -(-test.n_prompt // sequence.n_batch)
+    passes = test.n_gen or -(-test.n_prompt // llm.n_batch)
     per_pass = llm.weight_bytes + kv_bytes if test.n_gen else llm.weight_bytes
     seconds = (test.n_gen or test.n_prompt) / mean
     return BenchRow(
@@ -134,7 +134,7 @@ def _measure(llm: LLM, sequence: Sequence, kv: str, test: BenchTest, repetitions
         n_prompt=test.n_prompt,
         n_gen=test.n_gen,
         depth=test.depth,
-        threads=sequence.n_threads,
+        threads=llm.n_threads,
         tokens_per_second=mean,
         stddev=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
         kv_bytes=kv_bytes,

@@ -1,87 +1,187 @@
-"""One generation as an iterator of chunks: prefill, then sample, detokenize, watch for stops, decode, repeat."""
+"""One generation as an iterator of chunks: the text of a `Decode`'s tokens, stops, log probabilities, what it cost."""
 
 from __future__ import annotations
 
-import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
+from mixkv.engine.decode import Decode, Placer
+from mixkv.engine.lookup import PromptLookup
 from mixkv.engine.results import Chunk, Completion, GenerationStats, TokenLogprob
 from mixkv.engine.sampling import Sampler, SamplingParams
-from mixkv.engine.sequence import Progress, Sequence
+from mixkv.engine.scheduler import Scheduler
+from mixkv.engine.sequence import Progress
 from mixkv.engine.stops import StopMatcher
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.engine.tokenizer.detokenizer import StreamDetokenizer
-from mixkv.kernels.errors import InputError
-from mixkv.models.llama import F32
+from mixkv.kernels.errors import MixkvError
+from mixkv.models.batch import F32
+
+LOOKAHEAD = 4
+"""Chunks that a stream may be ahead of its reader, where others compute anyway."""
+
+
+class TokenText:
+    """From tokens to chunks, as they come."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, sampler: Sampler) -> None:
+        self.chunks: deque[Chunk] = deque()
+        self.logprobs: list[TokenLogprob] = []
+        self.pieces: list[str] = []
+        self.stops = StopMatcher(params.stop)
+        self._n_logprobs, self._sampler, self._detokenizer = params.logprobs, sampler, StreamDetokenizer(tokenizer)
+
+    def push(self, token: int, logits: F32) -> bool:
+        """One more token and the logits (n_vocab,) it was drawn from; whether a stop string is complete."""
+        logprob = top = None
+        if self._n_logprobs is not None:
+            entry = self._sampler.logprobs(logits, token, self._n_logprobs)
+            logprob, top = entry.logprob, entry.top
+            self.logprobs.append(TokenLogprob(token, logprob, top))
+        text, stopped = self.stops.push(self._detokenizer.push(token))
+        self.pieces.append(text)
+        self.chunks.append(Chunk(text, token, logprob, top))
+        return stopped
+
+    def end(self, reason: str) -> Chunk:
+        """The last chunk: what was held back, and why the generation ended."""
+        rest, stopped = self.stops.push(self._detokenizer.flush())
+        rest += self.stops.flush()
+        self.pieces.append(rest)
+        return Chunk(rest, finish_reason="stop" if stopped else reason)
 
 
 class Generation:
     """Iterate over it for chunks; afterwards (or in between) `text`, `tokens`, `finish_reason` and `stats` hold.
 
-    A KeyboardInterrupt while a token is computed ends it with finish_reason "interrupted" and what there is.
-    turn: held while a chunk is computed. InputError from the next chunk on, once somebody else used the sequence.
+    A KeyboardInterrupt while a token is computed ends it with finish_reason "interrupted" and what there is. `close`
+    ends it early. InputError from the next chunk on, once somebody else used its sequence.
     """
 
     def __init__(
-        self, sequence: Sequence, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams, *,
-        load_seconds: float = 0.0, exact_prefix: bool = False, progress: Progress | None = None,
-        turn: AbstractContextManager[object] | None = None,
+        self, scheduler: Scheduler, slots: Placer, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams, *,
+        load_seconds: float = 0.0, prefix_reuse: str = "on", progress: Progress | None = None,
     ) -> None:  # fmt: skip
-        self.sequence, self.params, self.prompt = sequence, params, prompt
+        self.params, self.prompt = params, prompt
         self.sampler = Sampler(
-            params, sequence.model.config.n_vocab, tokenizer.decode, eog_tokens=sorted(tokenizer.eog_ids)
+            params, scheduler.model.config.n_vocab, tokenizer.decode, eog_tokens=sorted(tokenizer.eog_ids)
         )
-        self.tokens: list[int] = []
-        self.logprobs: list[TokenLogprob] = []
         self.finish_reason: str | None = None
-        self._text: list[str] = []
-        self._eog_ids = tokenizer.eog_ids
-        self._detokenizer, self._stops = StreamDetokenizer(tokenizer), StopMatcher(params.stop)
-        self._load_seconds, self._exact_prefix, self._progress = load_seconds, exact_prefix, progress
-        self._reused, self._prompt_seconds, self._decode_seconds = 0, 0.0, 0.0
-        self._turn, self._cuts = turn or nullcontext(), 0
-        self._stopped = self._over = False
+        self._scheduler, self._load_seconds, self._progress, self._reported = scheduler, load_seconds, progress, 0
+        words = self._words = TokenText(tokenizer, params, self.sampler)
+        self.job = Decode(
+            slots, prompt, self.sampler, ends=frozenset() if params.ignore_eos else tokenizer.eog_ids,
+            limit=params.max_tokens, on_token=words.push, wanted=lambda: len(words.chunks) < LOOKAHEAD,
+            prefix_reuse=prefix_reuse,
+            drafter=PromptLookup() if params.draft == "lookup" else None,
+        )  # fmt: skip
+        if params.max_tokens == 0:
+            self.job.finish("length")
+        self._added = self._over = False
 
     def __iter__(self) -> Iterator[Chunk]:
         return self
 
     def __next__(self) -> Chunk:
         # no generator: it and this object would hold each other, and the model would outlive an unfinished stream
-        with self._turn:
-            if self._over:
-                raise StopIteration
-            self._over = True  # also by an error: going on would feed the last token once more
-            try:
-                chunk = self._step()
-            except KeyboardInterrupt:
-                chunk = self._finish("interrupted")
-            self._over = self.finish_reason is not None
-            return chunk
+        if self._over:
+            raise StopIteration
+        try:
+            while not self._words.chunks and not self.job.done:
+                if not self._added:
+                    self._added = True
+                    self._scheduler.add(self.job)
+                self._scheduler.advance([self.job])
+                self.report()
+        except KeyboardInterrupt:
+            self._scheduler.cancel(self.job)
+            return self._end("interrupted")
+        except BaseException:
+            self.close()
+            raise
+        if self._words.chunks:
+            return self._words.chunks.popleft()
+        self._over = True
+        self.job.raise_error()
+        return self._end(self.job.finish_reason or "interrupted")
+
+    def __del__(self) -> None:
+        if getattr(self, "_added", False):
+            self._scheduler.drop(self.job)
+
+    def close(self) -> None:
+        """End it here: no more chunks, and its sequence is free for others. Twice does no harm."""
+        self._over = True
+        self._words.chunks.clear()
+        self._scheduler.cancel(self.job)
+
+    def report(self) -> None:
+        """Tell `progress` how much of the prompt is computed, if that is news."""
+        job = self.job
+        if self._progress is not None and job.fed - job.reused > self._reported:
+            self._reported = job.fed - job.reused
+            self._progress(self._reported, len(self.prompt) - job.reused)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens so far."""
+        return self.job.tokens
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        """Their log probabilities, where asked for."""
+        return self._words.logprobs
 
     @property
     def text(self) -> str:
         """The text so far."""
-        return "".join(self._text)
+        return "".join(self._words.pieces)
 
     @property
     def stats(self) -> GenerationStats:
         """What it cost so far."""
+        job = self.job
+        cache = job.cache_stats or (job.sequence or job.slots.in_hand).cache.stats()
         return GenerationStats(
             load_seconds=self._load_seconds,
             prompt_tokens=len(self.prompt),
-            reused_tokens=self._reused,
-            prompt_seconds=self._prompt_seconds,
-            generated_tokens=len(self.tokens),
-            decode_seconds=self._decode_seconds,
+            reused_tokens=job.reused,
+            prompt_seconds=job.prompt_seconds,
+            generated_tokens=len(job.tokens),
+            decode_seconds=job.decode_seconds,
             seed=self.sampler.seed,
-            cache=self.sequence.cache.stats(),
+            cache=cache,
         )
 
     def completion(self) -> Completion:
         """Run to the end and return the whole."""
-        for _ in self:
-            pass
+        with self._scheduler.attended([self.job]):
+            for _ in self:
+                pass
+        return self._completion()
+
+    def completion_or_error(self) -> Completion:
+        """The whole, once nothing more will be computed; a failure is in it instead of raised."""
+        for chunk in self.take_chunks():
+            if chunk.error is not None:
+                return replace(self._completion(), error=chunk.error)
+        return self._completion()
+
+    def take_chunks(self) -> Iterator[Chunk]:
+        """The chunks there are by now, without computing any; a failure is the last one's `error`."""
+        while self._words.chunks:
+            yield self._words.chunks.popleft()
+        if self.job.done and not self._over:
+            error, self.job.error = self.job.error, None
+            if isinstance(error, MixkvError):
+                yield replace(self._end("error"), error=error)
+            elif error is not None:
+                raise error
+            else:
+                yield self._end(self.job.finish_reason or "interrupted")
+
+    def _completion(self) -> Completion:
         assert self.finish_reason is not None
         return Completion(
             self.text,
@@ -89,57 +189,11 @@ class Generation:
             self.finish_reason,
             self.logprobs if self.params.logprobs is not None else None,
             self.stats,
-            self._stops.matched,
+            self._words.stops.matched,
         )
 
-    def _step(self) -> Chunk:
-        if self._stopped:
-            return self._finish("stop")
-        limit, cache = self.params.max_tokens, self.sequence.cache
-        if limit is not None and len(self.tokens) >= limit:
-            return self._finish("length")
-        if self.tokens and cache.n >= cache.policy.n_ctx:
-            return self._finish("length")
-        logits = self._decode() if self.tokens else self._prefill()
-        token = self.sampler.sample(logits[-1])
-        if token in self._eog_ids and not self.params.ignore_eos:
-            return self._finish("stop")
-        return self._accept(token, logits[-1])
-
-    def _prefill(self) -> F32:
-        start = time.perf_counter()
-        self._reused = self.sequence.keep_prefix(self.prompt, self._exact_prefix)
-        self._cuts = self.sequence.cuts
-        self.sampler.extend(self.prompt)
-        try:
-            return self.sequence.feed(self.prompt[self._reused :], progress=self._progress)
-        finally:
-            self._prompt_seconds = time.perf_counter() - start
-
-    def _decode(self) -> F32:
-        if self.sequence.cuts != self._cuts:
-            raise InputError("this stream is over: a later call on the same LLM took its place in the cache")
-        start = time.perf_counter()
-        try:
-            return self.sequence.feed(self.tokens[-1:])
-        finally:
-            self._decode_seconds += time.perf_counter() - start
-
-    def _accept(self, token: int, logits: F32) -> Chunk:
-        self.sampler.accept(token)
-        self.tokens.append(token)
-        logprob = top = None
-        if self.params.logprobs is not None:
-            entry = self.sampler.logprobs(logits, token, self.params.logprobs)
-            logprob, top = entry.logprob, entry.top
-            self.logprobs.append(TokenLogprob(token, logprob, top))
-        text, self._stopped = self._stops.push(self._detokenizer.push(token))
-        self._text.append(text)
-        return Chunk(text, token, logprob, top)
-
-    def _finish(self, reason: str) -> Chunk:
-        rest, stopped = self._stops.push(self._detokenizer.flush())
-        rest += self._stops.flush()
-        self._text.append(rest)
-        self.finish_reason = "stop" if stopped else reason
-        return Chunk(rest, finish_reason=self.finish_reason)
+    def _end(self, reason: str) -> Chunk:
+        self._over = True
+        chunk = self._words.end(reason)
+        self.finish_reason = chunk.finish_reason
+        return chunk

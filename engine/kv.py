@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +13,7 @@ from mixkv.engine.cache_config import CachePlan
 from mixkv.kernels import cache_type, ops
 from mixkv.kernels.errors import InputError
 from mixkv.models.config import ModelConfig
-from mixkv.models.llama import F32
-
-Attend = Callable[[int, F32, F32, F32], F32]
+from mixkv.models.batch import F32, Run
 
 
 @dataclass(frozen=True)
@@ -49,9 +46,9 @@ class CacheStats:
 
 
 class KVCache:
-    """The cache of one sequence. `n` tokens are stored; `step` adds more; `truncate` takes some back.
+    """The cache of one sequence. `n` tokens are stored; `begin` and `commit` add more; `truncate` takes some back.
 
-    chunk: tokens to attend to at once (see CachePolicy); a step may be longer.
+    chunk: tokens to attend to at once (see CachePolicy); more may be begun at a time.
     """
 
     def __init__(self, model: ModelConfig, plan: CachePlan, *, n_ctx: int, chunk: int) -> None:
@@ -75,7 +72,8 @@ class KVCache:
         )
         self._row_bytes = RowBytes.of(model, plan)
         self._peak = 0
-        self._written: dict[int, int] = {}  # layer -> where the tokens end that an unfinished step has written there
+        self._steps: list[Step] = []  # those begun
+        self._written: dict[int, int] = {}  # layer -> where the tokens end that they have written there
 
     @property
     def n(self) -> int:
@@ -102,43 +100,47 @@ class KVCache:
         """The most bytes of stored tokens there ever were."""
         return self._peak
 
-    @contextmanager
-    def step(self, n: int) -> Iterator[tuple[int, Attend]]:
-        """n more tokens: gives their first position and the `attend` that every layer calls once.
-
-        The tokens count as stored when the block ends. If it is left by an exception, those before are, as they were:
-        but where the step was so long that it overwrote hot tokens, these are restored from their cold form, and count
-        as degraded. ContextFullError if the tokens do not fit.
-        """
+    def begin(self, n: int) -> int:
+        """Prepare for n more tokens and return the first one's position; each layer then calls `attend` once, and
+        `commit` ends it, or `abandon`. ContextFullError, and nothing changed, if the tokens do not fit."""
         self.mend()
-        steps = self._policy.steps(n)
-        pos, scale = self.n, self._model.attention_scale
-        written: dict[int, int] = {}
-        self._written = written
+        self._steps = self._policy.steps(n)
+        return self.n
 
-        def attend(layer: int, q: F32, k: F32, v: F32) -> F32:
-            if len(steps) == 1:
-                return attend_piece(layer, steps[0], q, k, v)
-            out = np.empty((n, q.shape[1], self._model.head_dim_v), np.float32)
-            for s in steps:
-                at = slice(s.pos - pos, s.pos - pos + s.n)
-                out[at] = attend_piece(layer, s, q[at], k[at], v[at])
-            return out
+    def attend(self, layer: int, q: F32, k: F32, v: F32) -> F32:
+        """Store a layer's k, v (n, n_kv_heads, .) of the tokens begun, and return what their q reads:
+        (n, n_heads, head_dim_v)."""
+        steps, pos = self._steps, self.n
+        if len(steps) == 1:
+            return self._attend_piece(layer, steps[0], q, k, v)
+        out = np.empty((len(q), q.shape[1], self._model.head_dim_v), np.float32)
+        for s in steps:
+            at = slice(s.pos - pos, s.pos - pos + s.n)
+            out[at] = self._attend_piece(layer, s, q[at], k[at], v[at])
+        return out
 
-        def attend_piece(layer: int, s: Step, q: F32, k: F32, v: F32) -> F32:
-            written[layer] = s.pos + s.n
-            return self.store.step(layer, q, k, v, s.pos, s.hot_from, s.cold_from, s.cold_to, scale=scale)
+    def _attend_piece(self, layer: int, s: Step, q: F32, k: F32, v: F32) -> F32:
+        self._written[layer] = s.pos + s.n
+        scale = self._model.attention_scale
+        return self.store.step(layer, q, k, v, s.pos, s.hot_from, s.cold_from, s.cold_to, scale=scale)
 
-        try:
-            yield pos, attend
-        except BaseException:
-            if self._written is written:  # else this block ends late, and somebody has mended what it left
-                self.mend()
-            raise
-        policy, total = self._policy, self._row_bytes.total
-        policy.commit(steps[-1])
-        self._written = {}
+    def commit(self, keep: int | None = None) -> None:
+        """The tokens begun are stored; or the first `keep` of them, where the rest was a draft that was rejected."""
+        policy, total, steps = self._policy, self._row_bytes.total, self._steps
+        assert steps and (keep is None or len(steps) == 1), "drafts come in one piece"
+        policy.commit(steps[-1], keep)
+        self._steps, self._written = [], {}
         self._peak = max(self._peak, *(total(policy.sink_tokens, *policy.peak_tokens(s)) for s in steps))
+
+    def abandon(self) -> None:
+        """Give the tokens begun up. Those before stay as they were: but where so many were begun that they overwrote
+        hot tokens, these are restored from their cold form, and count as degraded."""
+        self.mend()
+
+    def most_drafted(self) -> int:
+        """Tokens that may be begun behind the next one and left out of `commit`."""
+        policy = self._policy
+        return max(0, min(policy.most_taken_back, policy.chunk - 1, policy.n_ctx - policy.n - 1))
 
     def mend(self) -> None:
         """Make the tokens stored before an unfinished step whole again. May itself be interrupted, and called again.
@@ -157,7 +159,7 @@ class KVCache:
                 self.store.rehydrate(layer, start, lost)
             policy.marks = marks
             self._peak = max(self._peak, self.nbytes)
-        self._written = {}
+        self._steps, self._written = [], {}
 
     def truncate(self, n: int) -> None:
         """Forget all but the first n tokens. See CachePolicy.truncate for when that is exact."""
@@ -172,13 +174,14 @@ class KVCache:
     def clear(self) -> None:
         """Forget everything, the peak included."""
         self._policy.clear()
-        self._peak, self._written = 0, {}
+        self._peak, self._steps, self._written = 0, [], {}
 
     def fork(self) -> KVCache:
         """An independent copy of the sequence."""
         self.mend()
         twin = copy.copy(self)
         twin._policy, twin.store = copy.copy(self._policy), self.store.copy()
+        twin._steps, twin._written = [], {}
         return twin
 
     def stats(self) -> CacheStats:
@@ -200,6 +203,20 @@ class KVCache:
             fp16_bytes=p.n * rows.elements * 2,
             bits_per_element=8 * total / (p.n * rows.elements) if p.n else 0.0,
         )
+
+
+class BatchStates:
+    """The caches of a batch's sequences, each of which has begun as many tokens as its run has (models/batch.py)."""
+
+    def __init__(self, caches: Iterable[KVCache], runs: Iterable[Run]) -> None:
+        self._parts = list(zip(caches, runs, strict=True))
+
+    def attend(self, layer: int, q: F32, k: F32, v: F32) -> F32:
+        """See models/batch.py."""
+        if len(self._parts) == 1:
+            return self._parts[0][0].attend(layer, q, k, v)
+        outs = [cache.attend(layer, q[r.start : r.stop], k[r.start : r.stop], v[r.start : r.stop]) for cache, r in self._parts]
+        return np.concatenate(outs)
 
 
 @dataclass(frozen=True)

@@ -131,4 +131,4 @@ def _draw(
         x = rms_norm(x, gain, config.rms_eps)
     factors = _vector(gguf, "rope_freqs.weight", config.rope.n_rot // 2)
     angles = config.rope.inv_freq(factors) * np.float32(max(1, config.n_ctx_train // TOKENS))
-    return rope(x, 0, angles, family_of(gguf).interleaved_rope, config.rope.magnitude)
+    return rope(x, np.arange(len(x)), angles, family_of(gguf).interleaved_rope, config.rope.magnitude)

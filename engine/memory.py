@@ -49,16 +49,22 @@ def cache_bytes(model: ModelConfig, plan: CachePlan, n_ctx: int, chunk: int) -> 
 
 
 def plan_memory(
-    gguf: GGUFFile, model: ModelConfig, plan: CachePlan, *, n_ctx: int, n_batch: int, dense: bool
-) -> MemoryPlan:
-    """The bytes that loading `gguf` with this cache will need. dense: weights are held as float32."""
+    gguf: GGUFFile, model: ModelConfig, plan: CachePlan, *, n_ctx: int, n_batch: int, n_parallel: int = 1,
+    kv_memory: int | None = None, dense: bool = False,
+) -> MemoryPlan:  # fmt: skip
+    """The bytes that loading `gguf` with this cache will need.
+
+    n_parallel: sequences at once, each of n_ctx tokens. kv_memory: what their caches may take together at most. dense:
+    weights are held as float32.
+    """
     if dense:
         weights = sum(4 * _elements(info.shape) for info in gguf.tensors.values())
     else:
         weights = sum(info.n_bytes for info in gguf.tensors.values())
     rows = min(n_batch, n_ctx)
     width = 3 * model.n_ff + 4 * model.n_embd + 3 * model.n_heads * model.head_dim_k
-    return MemoryPlan(weights, cache_bytes(model, plan, n_ctx, n_batch), 4 * (rows * width + model.n_vocab) + 64 * MIB)
+    caches = n_parallel * cache_bytes(model, plan, n_ctx, n_batch)
+    return MemoryPlan(weights, caches if kv_memory is None else min(caches, kv_memory), 4 * (rows * width + model.n_vocab) + 64 * MIB)
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixkv.engine.kv import CacheStats
+from mixkv.kernels.errors import MixkvError
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,8 @@ class Chunk:
     text: what may be shown now; it can be empty (half a character, the beginning of a stop string) and can belong to
     earlier tokens. token: the new token's id, None for the last chunk where the generation ended without one.
     logprob: its natural log probability under the model, before sampling; None unless asked for. top_logprobs: the
-    most probable tokens with theirs, best first. finish_reason: None but on the last chunk.
+    most probable tokens with theirs, best first. finish_reason: None but on the last chunk. error: of a prompt in a batch
+    that failed, on its last chunk, whose finish_reason is "error".
     """
 
     text: str
@@ -22,6 +24,7 @@ class Chunk:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] | None = None
     finish_reason: str | None = None
+    error: MixkvError | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Completion:
 
     text: without the prompt and without the stop string. tokens: every generated id, those that form a stop string
     included. finish_reason: "stop" (end of text, or a stop string), "length" (max_tokens or the context), or
-    "interrupted". stop: the stop string that was found.
+    "interrupted"; "error" for a prompt in a batch that failed, with its `error`. stop: the stop string that was found.
     """
 
     text: str
@@ -76,6 +79,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None
     stats: GenerationStats
     stop: str | None = None
+    error: MixkvError | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -1,30 +1,32 @@
-"""Sequence: a model and one cache, and which tokens the cache holds. The only room that runs a forward pass."""
+"""Sequence: one cache, and which tokens it holds. What computes on it is the scheduler's (scheduler.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Ids
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from mixkv.engine.kv import KVCache
-from mixkv.kernels import ops
-from mixkv.models.llama import F32, Llama
+from mixkv.models.batch import F32
+
+if TYPE_CHECKING:
+    from mixkv.engine.scheduler import Job, Scheduler
 
 Progress = Callable[[int, int], None]
 """(tokens done, tokens in all)"""
 
 
 class Sequence:
-    """Feeds tokens to the model, a chunk of at most n_batch at a time. `tokens` are those in the cache.
+    """`tokens` are those in the cache. `job` is what is being computed on it, None if nothing is.
 
     `cuts` counts how often tokens were taken back: who finds it changed no longer continues its own text.
     """
 
-    def __init__(self, model: Llama, cache: KVCache, *, n_batch: int, n_threads: int) -> None:
-        self.model, self.cache, self.n_batch, self.n_threads = model, cache, n_batch, n_threads
+    def __init__(self, scheduler: Scheduler, cache: KVCache) -> None:
+        self.scheduler, self.cache = scheduler, cache
         self.tokens: list[int] = []
         self.cuts = 0
+        self.job: Job | None = None
 
     def feed(self, ids: Ids[int], *, all_rows: bool = False, progress: Progress | None = None) -> F32:
         """Append `ids` (at least one, in range) and return logits: (n, n_vocab) for all_rows, else (1, n_vocab).
@@ -32,19 +34,9 @@ class Sequence:
         An exception in the middle leaves the chunks before it stored, and `tokens` true. ContextFullError, before
         anything is written, if they do not fit.
         """
-        self.cache.policy.check_room(len(ids))
-        ops.set_threads(self.n_threads)
-        logits: list[F32] = []
-        for start in range(0, len(ids), self.n_batch):
-            chunk = ids[start : start + self.n_batch]
-            last = start + len(chunk) == len(ids)
-            rows = slice(0, None) if all_rows else slice(len(chunk) - 1 if last else len(chunk), None)
-            with self.cache.step(len(chunk)) as (pos, attend):
-                logits.append(self.model.forward(np.asarray(chunk, np.int32), pos, attend, rows))
-            self.tokens += chunk
-            if progress is not None:
-                progress(start + len(chunk), len(ids))
-        return np.concatenate(logits) if all_rows else logits[-1]
+        from mixkv.engine.scoring import Scoring
+
+        return Scoring(ids, lambda job: self, all_rows=all_rows, progress=progress).run(self.scheduler)
 
     def keep_prefix(self, ids: Ids[int], exact: bool = False) -> int:
         """Cut the cache back to the longest common prefix with `ids`, less its last token; returns its length.
@@ -52,11 +44,7 @@ class Sequence:
         The last token is left out because somebody has to compute the logits after it. exact: start over rather
         than keep a cache whose recent tokens would be dequantized ones.
         """
-        n = 0
-        for mine, wanted in zip(self.tokens, ids[:-1], strict=False):
-            if mine != wanted:
-                break
-            n += 1
+        n = common_prefix(self.tokens, ids[:-1])
         if exact and not self.cache.policy.truncates_exactly(n):
             n = 0
         self.truncate(n)
@@ -67,3 +55,23 @@ class Sequence:
         self.cache.truncate(n)
         del self.tokens[n:]
         self.cuts += 1
+
+    def clear(self) -> None:
+        """Forget every token, and the cache's peak with them."""
+        self.truncate(0)
+        self.cache.clear()
+
+    def fork(self) -> Sequence:
+        """An independent continuation of the same tokens."""
+        twin = Sequence(self.scheduler, self.cache.fork())
+        twin.tokens = list(self.tokens)
+        return twin
+
+
+def common_prefix(a: Ids[int], b: Ids[int]) -> int:
+    """How many ids the two begin with alike."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # slices are compared in C, so long prompts cost little
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low

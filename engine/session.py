@@ -35,7 +35,7 @@ def save_session(path: str | Path, sequence: Sequence, gguf: GGUFFile) -> None:
     """Write `sequence` to `path`. SessionError if it cannot be written; an older file then stays as it was."""
     cache = sequence.cache
     cache.mend()
-    header = _header_of(cache, sequence.model.config, fingerprint(gguf))
+    header = _header_of(cache, sequence.scheduler.model.config, fingerprint(gguf))
     text = header.to_json()
     with writing(Path(path)) as out:
         out.write(MAGIC + len(text).to_bytes(8, "little") + text)
@@ -60,7 +60,7 @@ def restore_session(path: str | Path, current: Sequence, gguf: GGUFFile, *, conv
     SessionError for a damaged file, another model, too long a sequence, or other cache settings; these last are
     accepted with `convert`, which rewrites every row into the new forms (quantized rows are quantized afresh).
     """
-    model = current.model.config
+    model = current.scheduler.model.config
     with SessionReader(Path(path)) as reader:
         header = reader.header
         mine = _header_of(current.cache, model, fingerprint(gguf))
@@ -85,10 +85,10 @@ def restore_session(path: str | Path, current: Sequence, gguf: GGUFFile, *, conv
         tokens = reader.tokens()
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < model.n_vocab):
             raise SessionError(f"session {path} holds token ids that this model does not have: it is damaged")
-        cache = KVCache(model, current.cache.plan, n_ctx=n_ctx, chunk=current.n_batch)
+        cache = KVCache(model, current.cache.plan, n_ctx=n_ctx, chunk=min(current.scheduler.n_batch, n_ctx))
         with np.errstate(all="ignore"):  # NaN and infinity among the rows are data
             (_convert if _difference(header, mine) else _fill)(reader, cache)
-    restored = Sequence(current.model, cache, n_batch=current.n_batch, n_threads=current.n_threads)
+    restored = Sequence(current.scheduler, cache)
     restored.tokens = tokens.tolist()
     return restored
 

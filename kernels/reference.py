@@ -119,14 +119,14 @@ def linear(x: F32, w: Weight, bias: F32 | None = None, residual: F32 | None = No
     return out
 
 
-def rope(x: F32, pos: int, inv_freq: F32, interleaved: bool, scale: float) -> F32:
-    """Rotary position embedding (Su et al. 2021) of x (n, heads, head_dim), whose rows stand at pos, pos + 1, ...
+def rope(x: F32, positions: NDArray[np.int64], inv_freq: F32, interleaved: bool, scale: float) -> F32:
+    """Rotary position embedding (Su et al. 2021) of x (n, heads, head_dim), whose rows stand at positions (n,).
 
     inv_freq (rot / 2,): pair i of a row at p turns by p * inv_freq[i]. Pairs are (2i, 2i + 1) when `interleaved`,
     else (i, i + rot / 2); dimensions from rot on stay. `scale` multiplies cos and sin (YaRN's attention factor).
     """
     half = len(inv_freq)
-    angle = np.arange(pos, pos + len(x), dtype=np.float64)[:, None, None] * inv_freq.astype(np.float64)
+    angle = positions.astype(np.float64)[:, None, None] * inv_freq.astype(np.float64)
     cos, sin = (np.cos(angle) * scale).astype(np.float32), (np.sin(angle) * scale).astype(np.float32)
     first, second = (
         (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (slice(0, half), slice(half, 2 * half))
@@ -154,8 +154,8 @@ class NormQKV:
         self.inv_freq, self.interleaved, self.rope_scale = inv_freq, interleaved, rope_scale
         self.n_heads, self.n_kv_heads, self.head_dim = n_heads, n_kv_heads, head_dim
 
-    def __call__(self, x: F32, pos: int) -> tuple[F32, F32, F32]:
-        """x (n, dim), rows at positions pos ... -> q (n, n_heads, head_dim), k, v (n, n_kv_heads, .)."""
+    def __call__(self, x: F32, positions: NDArray[np.int64]) -> tuple[F32, F32, F32]:
+        """x (n, dim), rows at positions (n,) -> q (n, n_heads, head_dim), k, v (n, n_kv_heads, .)."""
         h = rms_norm(x, self.norm, self.eps)
         q = linear(h, self.wq, self.bq).reshape(len(x), self.n_heads, self.head_dim)
         k = linear(h, self.wk, self.bk).reshape(len(x), self.n_kv_heads, self.head_dim)
@@ -164,8 +164,8 @@ class NormQKV:
             q = rms_norm(q, self.q_norm, self.eps)
         if self.k_norm is not None:
             k = rms_norm(k, self.k_norm, self.eps)
-        q = rope(q, pos, self.inv_freq, self.interleaved, self.rope_scale)
-        k = rope(k, pos, self.inv_freq, self.interleaved, self.rope_scale)
+        q = rope(q, positions, self.inv_freq, self.interleaved, self.rope_scale)
+        k = rope(k, positions, self.inv_freq, self.interleaved, self.rope_scale)
         return q, k, v
 
 

@@ -1,7 +1,8 @@
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.generation import Generation
 from mixkv.engine.kv import CacheStats, KVCache
-from mixkv.engine.llm import LLM, generate, load
+from mixkv.engine.llm import LLM
+from mixkv.engine.load import generate, load
 from mixkv.engine.results import Chunk, Completion, GenerationStats, TokenLogprob
 from mixkv.engine.sampling import SamplingParams
 from mixkv.kernels import (

@@ -5,21 +5,15 @@ A relative is a subclass that names what differs (qwen2.py, qwen3.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mixkv.kernels import ops
+from mixkv.models.batch import F32, Batch, States
 from mixkv.models.config import ModelConfig
 from mixkv.models.weights import Weights
-
-F32 = NDArray[np.float32]
-Attend = Callable[[int, F32, F32, F32], F32]
-"""(layer, q, k, v) -> attention output (n, n_heads, head_dim_v); stores k and v on the way."""
-
 
 @dataclass(frozen=True)
 class Block:
@@ -99,19 +93,19 @@ class Llama:
             ),
         )
 
-    def forward(self, ids: NDArray[np.int32], pos: int, attend: Attend, rows: slice) -> F32:
-        """Logits (n_rows, n_vocab) of the tokens `ids` (n,) at positions pos ..., for those in `rows` alone.
+    def forward(self, batch: Batch, states: States) -> F32:
+        """Logits (n_rows, n_vocab) of the batch's rows.
 
         Past the last layer's attention nothing but the asked rows is computed. NaN, infinity and overflow in a file's
         weights are data: they show in the logits, not as warnings.
         """
         with np.errstate(all="ignore"):
-            x = ops.embed(self.embedding, ids)
+            x = ops.embed(self.embedding, batch.ids)
             for i, block in enumerate(self.blocks):
-                q, k, v = block.qkv(x, pos)
-                h = attend(i, q, k, v).reshape(len(x), -1)
+                q, k, v = block.qkv(x, batch.positions)
+                h = states.attend(i, q, k, v).reshape(len(x), -1)
                 if i == len(self.blocks) - 1:
-                    h, x = h[rows], x[rows]
+                    h, x = h[batch.rows], x[batch.rows]
                 if len(x):
                     x = block.ffn(ops.linear(h, block.wo, block.bo, x))
             return self.head(x) if len(x) else np.empty((0, self.config.n_vocab), np.float32)

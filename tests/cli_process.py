@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixkv.engine.llm import demo_model
+from mixkv.engine.load import demo_model
 
 DEMO = str(demo_model())
 SCRIPTS = Path(sys.executable).parent

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv import KVCache
+from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
 from mixkv.models.gguf import open_gguf
 from mixkv.models.llama import Llama
@@ -76,7 +77,7 @@ def sequence(
     """An empty sequence; settings are those of KVCacheConfig. piece: the cache's, if not by n_batch."""
     plan = CachePlan.of(KVCacheConfig(**settings), model.config.n_layers)
     cache = KVCache(model.config, plan, n_ctx=n_ctx, chunk=piece or n_batch)
-    return Sequence(model, cache, n_batch=n_batch, n_threads=1)
+    return Sequence(Scheduler(model, n_batch=n_batch), cache)
 
 
 def logits_of(model: Llama, ids: Ids[int], cuts: Ids[int] = (), **settings: Any) -> F32:

@@ -13,7 +13,7 @@ from gguf.quants import dequantize as expected
 from gguf_tools import tiny_llama, write_gguf
 from tokenizer_vocabs import bpe_metadata
 
-from mixkv.engine.llm import demo_model
+from mixkv.engine.load import demo_model
 from mixkv.kernels import ops
 from mixkv.kernels.ggml import BLOCK_SIZES, WeightType, dequantize
 from mixkv.models.gguf_types import WEIGHT_TYPES, ValueType

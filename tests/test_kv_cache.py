@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from model_tools import F32, load_exact, logits_of, random_ids, random_llama, sequence
 
 import mixkv
-from mixkv.engine.llm import demo_model
+from mixkv.engine.load import demo_model
 from mixkv.kernels.formats import decode, encode
 from mixkv.kernels.store import hadamard
 from mixkv.models.llama import Llama

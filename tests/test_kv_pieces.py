@@ -191,8 +191,8 @@ def test_attention_by_pieces_is_that_of_the_whole(model: Llama, ids: list[int]) 
     q, k, v = (rng.standard_normal((120, heads, 64), np.float32) for heads in (4, 2, 2))
     for piece in (120, 16, 7):
         cache = sequence(model, piece=piece, **CACHES["mixed"]).cache
-        with cache.step(120) as (pos, attend):
-            outs.append(attend(0, q, k, v))
+        pos = cache.begin(120)
+        outs.append(cache.attend(0, q, k, v))
         assert pos == 0 and outs[-1].shape == (120, 4, 64) and outs[-1].flags.c_contiguous
     for out in outs[1:]:
         np.testing.assert_allclose(out, outs[0], atol=1e-5)
@@ -204,8 +204,8 @@ def test_the_promise_of_memory(model: Llama) -> None:
     plan = CachePlan.of(KVCacheConfig(mixed_kv_cache=True), shape.n_layers)
     cache = KVCache(shape, plan, n_ctx=16_384, chunk=512)
     while cache.n < 16_384:
-        with cache.step(512):
-            pass
+        cache.begin(512)
+        cache.commit()
     stats = cache.stats()
     fp16 = 16_384 * 32_768
     assert stats.fp16_bytes == fp16 and PIECE == 128

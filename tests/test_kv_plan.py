@@ -26,7 +26,8 @@ from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.evaluate.divergence import score_rows
 from mixkv.engine.kv_plan import MOST_LOSS, plan_cache, plan_layers, score_loss
 from mixkv.engine.kv_sample import HeadSample, _row_norms, sample_heads
-from mixkv.engine.llm import LLM, demo_model
+from mixkv.engine.llm import LLM
+from mixkv.engine.load import demo_model
 from mixkv.kernels import LayerFormat
 from mixkv.kernels.errors import ConfigError
 from mixkv.models.gguf import open_gguf
@@ -208,8 +209,10 @@ def heads_of(llm: LLM, text: str, n: int) -> list[tuple[F32, F32]]:
         found.append((q[:, :: q.shape[1] // k.shape[1]].copy(), k.copy()))
         return store(layer, q, k, v)
 
-    with llm.cache.step(n) as (pos, store):
-        llm.sequence.model.forward(np.array(llm.tokenize(text)[:n], np.int32), pos, attend, slice(0, 0))
+    store = llm.cache.attend
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(llm.cache, "attend", attend)
+        llm.logits(llm.tokenize(text)[:n])
     llm.reset()
     return found
 

@@ -17,6 +17,7 @@ from model_tools import F32, load_exact, logits_of, random_ids, random_llama, se
 
 import mixkv
 from mixkv.engine.cache import PIECE
+from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
 from mixkv.kernels import LayerFormat, ops
 from mixkv.models.llama import Llama
@@ -144,7 +145,7 @@ def test_forks_are_independent(model: Llama, ids: list[int]) -> None:
     cache = filled(model, ids[:150], **MIXED).cache
     branches = []
     for tail in (ids[150:220], ids[200:270]):
-        seq = Sequence(model, cache.fork(), n_batch=512, n_threads=1)
+        seq = Sequence(Scheduler(model, n_batch=512), cache.fork())
         branches.append((seq, tail))
     got = [seq.feed(tail[:35]) for seq, tail in branches]
     got = [seq.feed(tail[35:]) for seq, tail in branches]
@@ -173,13 +174,16 @@ def test_an_exception_in_the_middle_of_a_step_changes_nothing(
     seq, control = (filled(model, ids[:100], **MIXED) for _ in range(2))
     before = seq.cache.stats()
 
+    attend = seq.cache.attend
+
     def failing(layer: int, q: F32, k: F32, v: F32) -> F32:
         if layer == 1:
             raise error
         return attend(layer, q, k, v)
 
-    with pytest.raises(error), seq.cache.step(40) as (pos, attend):
-        model.forward(np.array(ids[200:240], np.int32), pos, failing, slice(None))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
+        patch.setattr(seq.cache, "attend", failing)
+        seq.feed(ids[200:240])
     assert seq.cache.stats() == before
     np.testing.assert_array_equal(seq.feed(ids[100:160]), control.feed(ids[100:160]))
 

@@ -14,7 +14,7 @@ import pytest
 from model_tools import random_llama
 
 import mixkv
-from mixkv.engine.llm import PREFIX_REUSE
+from mixkv.engine.load import PREFIX_REUSE
 from mixkv.engine.threads import Meanwhile
 from mixkv.kernels import ops
 
@@ -218,7 +218,7 @@ def no_collector() -> Iterator[None]:
 def test_a_model_goes_with_its_last_name(tmp_path: Path) -> None:
     """Also after a stream that was left in the middle, and a request that failed."""
     llm = mixkv.load(random_llama(tmp_path / "tiny.gguf"), n_ctx=128)
-    model = weakref.ref(llm.sequence.model)
+    model = weakref.ref(llm.sequence.scheduler.model)
     next(llm.stream(IDS, **GREEDY))
     with contextlib.suppress(mixkv.InputError):
         llm.generate("")

@@ -18,7 +18,8 @@ from mixkv.engine.evaluate import (
     parse_variants,
 )
 from mixkv.engine.evaluate.recall import QUESTION, STATEMENT, draw_passwords
-from mixkv.engine.llm import LLM, load
+from mixkv.engine.llm import LLM
+from mixkv.engine.load import load
 from mixkv.kernels.errors import ConfigError, InputError
 
 ROUGH = "mixed:hot=0,sink=0,rotate=off"

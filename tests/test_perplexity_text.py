@@ -12,7 +12,7 @@ from prose import PROSE
 
 from mixkv.engine.evaluate import windows
 from mixkv.engine.evaluate.windows import TextWindows, text_pieces, token_pieces
-from mixkv.engine.llm import demo_model
+from mixkv.engine.load import demo_model
 from mixkv.engine.tokenizer import Tokenizer, load_tokenizer
 from mixkv.kernels.errors import InputError
 from mixkv.models.gguf import open_gguf

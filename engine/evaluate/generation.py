@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mixkv.engine.evaluate.subject import restart
 from mixkv.engine.evaluate.variants import BASE_VARIANT, Variant
 from mixkv.engine.evaluate.windows import Ids
 from mixkv.engine.llm import LLM
@@ -85,7 +84,7 @@ def greedy_divergence(
 
 def _greedy(sequence: TokenSequence, prompt: Ids, n_predict: int, ends: frozenset[int]) -> F32:
     """Logits (n, n_vocab) of every greedy step; the last step's token may be one that ends a text."""
-    restart(sequence)
+    sequence.clear()
     rows = [sequence.feed(prompt.tolist())]
     while len(rows) < n_predict and (token := int(rows[-1].argmax())) not in ends:
         rows.append(sequence.feed([token]))
@@ -94,7 +93,7 @@ def _greedy(sequence: TokenSequence, prompt: Ids, n_predict: int, ends: frozense
 
 def _forced(sequence: TokenSequence, prompt: Ids, picks: np.ndarray) -> F32:
     """Logits (n, n_vocab) of the steps at which `picks` (n,) were taken, whatever this cache would have taken."""
-    restart(sequence)
+    sequence.clear()
     first = sequence.feed(prompt.tolist())
     if len(picks) == 1:
         return first

@@ -17,7 +17,6 @@ import numpy as np
 
 from mixkv.engine.evaluate.divergence import Quality, Scores, score_rows, summarize
 from mixkv.engine.evaluate.resume import Progress, ResumeFile, RunKey
-from mixkv.engine.evaluate.subject import restart
 from mixkv.engine.evaluate.variants import BASE_VARIANT, Variant
 from mixkv.engine.evaluate.windows import Ids, TextWindows
 from mixkv.engine.llm import LLM
@@ -102,9 +101,9 @@ class PerplexityRun:
             return logits
 
         for i, sequence in enumerate(self._sequences):
-            restart(sequence)
+            sequence.clear()
             feed(i, ids[:first], all_rows=False)
-        n_batch = self._sequences[0].n_batch
+        n_batch = self._sequences[0].scheduler.n_batch
         for start in range(first, n, n_batch):
             chunk, targets = ids[start : start + n_batch], ids[start + 1 : start + n_batch + 1]
             base = feed(0, chunk, all_rows=True)[: len(targets)]

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from mixkv.engine.evaluate.divergence import score_rows
-from mixkv.engine.evaluate.subject import restart
 from mixkv.engine.evaluate.variants import BASE_VARIANT, Variant
 from mixkv.engine.evaluate.windows import Ids, encode_further, text_pieces
 from mixkv.engine.llm import LLM
@@ -97,7 +96,7 @@ class _Case:
 
 def _score(sequence: TokenSequence, case: _Case, depth: float | None) -> tuple[np.ndarray, np.ndarray]:
     """For each answer token: was it the most probable, and its log probability."""
-    restart(sequence)
+    sequence.clear()
     logits = sequence.feed(case.prompt(depth))
     if len(case.answer) > 1:
         logits = np.concatenate([logits, sequence.feed(case.answer[:-1], all_rows=True)])

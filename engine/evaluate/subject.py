@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mixkv.engine.llm import LLM, demo_model, load
-from mixkv.engine.sequence import Sequence
+from mixkv.engine.llm import LLM
+from mixkv.engine.load import demo_model, load
 from mixkv.kernels import ops
 
 DENSE_UP_TO = 64 << 20
@@ -19,9 +19,3 @@ def load_subject(path: Path | None, *, n_ctx: int, n_batch: int, n_threads: int,
     return load(
         file, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, exact=exact, dense=small and ops.name == "reference"
     )
-
-
-def restart(sequence: Sequence) -> None:
-    """Forget every token, the record of the peak included."""
-    sequence.truncate(0)
-    sequence.cache.clear()

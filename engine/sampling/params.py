@@ -46,6 +46,7 @@ _INTEGERS: dict[str, tuple[int, int, str]] = {
     "seed": (-1, MAX_SEED, "a whole number up to 2^64 - 1; -1 or None draws a random seed"),
     "logprobs": (0, 2**62, "a count of alternatives, 0 or more; None reports no probabilities"),
 }
+DRAFTERS = ("lookup",)
 _MINUS_ONE_IS_NONE = ("max_tokens", "seed")
 
 
@@ -68,9 +69,11 @@ class SamplingParams:
         its cut by `mirostat_lr` times the error.
     logit_bias: token id -> number added to its logit; -inf bans the token.
     seed: same seed, same logits, same tokens; None (or -1): random.
-    stop: strings that end the generation and are not part of its text; one str is taken as one stop.
+    stop: strings that end the generation and are not part of its text; one str is taken as one stop, None as no stop.
     ignore_eos: end-of-generation tokens are never drawn.
     logprobs: None, or how many alternatives to report with each token's own log probability.
+    draft: None, or "lookup": propose what followed the text's last tokens further up (lookup.py). The tokens are the
+        same, sooner where a text repeats its prompt.
     """
 
     max_tokens: int | None = None
@@ -100,14 +103,19 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    draft: str | None = None
 
     def __post_init__(self) -> None:
         for name in _REALS:
             self._set(name, _checked_real(name, getattr(self, name)))
         for name in _INTEGERS:
             self._set(name, _checked_integer(name, getattr(self, name)))
+        if self.stop is None:
+            self._set("stop", ())
         for name in ("stop", "dry_sequence_breakers"):
             self._set(name, _checked_strings(name, getattr(self, name)))
+        if self.draft not in (None, *DRAFTERS):
+            raise ConfigError(f"draft = {_short(self.draft)}: expected {' or '.join(DRAFTERS)}, or None")
         if not isinstance(self.ignore_eos, bool):
             raise ConfigError(f"ignore_eos = {self.ignore_eos!r}: expected True or False")
         self._set("logit_bias", _checked_bias(self.logit_bias))

@@ -1,0 +1,160 @@
+"""Decode: the loop of a generation, in ids. Prompt in, tokens out; text is made above it (generation.py).
+
+Each step computes the newest token, and behind it what a drafter proposes. Sampling decides position by position, with
+the same logits and the same random numbers as without a draft; the first proposal that it does not agree with is turned
+down, and what stands behind that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from mixkv.engine.jobs import BaseJob
+from mixkv.engine.kv import CacheStats
+from mixkv.engine.sampling import Sampler
+from mixkv.engine.scheduler import Part
+from mixkv.engine.sequence import Sequence
+from mixkv.models.batch import F32
+
+OnToken = Callable[[int, F32], bool]
+"""(token, its logits (n_vocab,)) -> whether the generation ends with it."""
+
+
+class Drafter(Protocol):
+    """Proposes how a text may go on."""
+
+    def propose(self, most: int) -> list[int]:
+        """At most `most` tokens that may follow; none where there is no good guess."""
+
+    def extend(self, tokens: list[int]) -> None:
+        """Tokens of the text: the prompt, then each that was sampled."""
+
+    def judged(self, proposed: int, kept: int, seconds: float) -> None:
+        """A step with `proposed` tokens of draft took `seconds`, and `kept` of them were right."""
+
+
+class Placer(Protocol):
+    """Finds a sequence for a generation (slots.py)."""
+
+    @property
+    def in_hand(self) -> Sequence:
+        """The sequence that was worked on last."""
+
+    def place(self, job: Decode) -> Sequence | None:
+        """See `Job.place`."""
+
+    def begin(self, job: Decode) -> int:
+        """Make the job's sequence hold the longest prefix of its prompt that can be had, and say how long that is."""
+
+    def reached(self, job: Decode) -> None:
+        """The job's sequence stands at one of its cuts."""
+
+
+class Decode(BaseJob):
+    """One generation. tokens: those sampled so far; reused: prompt tokens that were in the cache; finish_reason: "stop"
+    or "length" once it is done and not failed.
+
+    ends: ids that end it. limit: tokens to generate at most, None for as many as the context holds. wanted: asked
+    whether to go on while nobody waits. prefix_reuse: "on", "exact" or "off" (load.py). cuts: lengths of the prompt at which
+    others wait for the sequence as it stands there.
+    """
+
+    def __init__(
+        self, slots: Placer, prompt: list[int], sampler: Sampler, *, ends: frozenset[int], limit: int | None,
+        on_token: OnToken, wanted: Callable[[], bool], prefix_reuse: str = "on", drafter: Drafter | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.slots, self.prompt, self.sampler, self.ends, self.limit = slots, prompt, sampler, ends, limit
+        self.tokens: list[int] = []
+        self.finish_reason: str | None = None
+        self.prefix_reuse, self.cuts = prefix_reuse, set[int]()
+        self.reused = self.fed = 0
+        self.prompt_seconds = self.decode_seconds = 0.0
+        self.cache_stats: CacheStats | None = None
+        self._on_token, self._wanted, self._drafter = on_token, wanted, drafter
+        self._draft: list[int] = []
+
+    @property
+    def generates(self) -> bool:
+        return self.fed == len(self.prompt)
+
+    @property
+    def ready(self) -> bool:
+        return self.waiting > 0 or self._wanted()
+
+    def place(self) -> Sequence | None:
+        return self.slots.place(self)
+
+    def begin(self) -> None:
+        assert self.sequence is not None
+        self.reused = self.fed = self.slots.begin(self)
+        self.sampler.extend(self.prompt)
+        if self._drafter is not None:
+            self._drafter.extend(self.prompt)
+
+    def next_part(self, most: int) -> Part:
+        if not self.generates:
+            stop = min([self.fed + most, len(self.prompt), *(cut for cut in self.cuts if cut > self.fed)])
+            return Part(self.prompt[self.fed : stop], int(stop == len(self.prompt)))
+        self._draft = self._propose() if self._drafter is not None else []
+        return Part([self.tokens[-1], *self._draft], 1 + len(self._draft), len(self._draft))
+
+    def _propose(self) -> list[int]:
+        assert self._drafter is not None and self.sequence is not None
+        most = self.sequence.cache.most_drafted()
+        if self.limit is not None:
+            most = min(most, self.limit - len(self.tokens) - 1)
+        return self._drafter.propose(most) if most > 0 else []
+
+    def take(self, logits: F32, seconds: float) -> int:
+        decoding = self.generates and bool(self.tokens)
+        if decoding:
+            self.decode_seconds += seconds
+        else:
+            self.prompt_seconds += seconds
+        kept = 0
+        for i, row in enumerate(logits):
+            token = self.sampler.sample(row)
+            if not self._accept(token, row) or i >= len(self._draft) or token != self._draft[i]:
+                break
+            kept += 1
+        if self._drafter is not None and decoding:
+            self._drafter.judged(len(self._draft), kept, seconds)
+        return kept
+
+    def _accept(self, token: int, row: F32) -> bool:
+        """Take a sampled token; False where the generation ends."""
+        if token in self.ends:
+            self.finish("stop")
+            return False
+        self.sampler.accept(token)
+        if self._drafter is not None:
+            self._drafter.extend([token])
+        self.tokens.append(token)
+        if self._on_token(token, row):
+            self.finish("stop")
+        elif self.limit is not None and len(self.tokens) >= self.limit:
+            self.finish("length")
+        return not self.done
+
+    def taken(self, n: int) -> None:
+        assert self.sequence is not None
+        if self.fed < len(self.prompt):
+            self.fed += n
+            if self.fed in self.cuts:
+                self.slots.reached(self)
+        if self.tokens and self.sequence.cache.n >= self.sequence.cache.policy.n_ctx:
+            self.finish("length")
+        if self.done:
+            self.cache_stats = self.sequence.cache.stats()
+
+    def finish(self, reason: str) -> None:
+        """End the generation, unless it has ended."""
+        if not self.done:
+            self.done, self.finish_reason = True, reason
+
+    def fail(self, error: BaseException) -> None:
+        if not self.done and self.sequence is not None:
+            self.cache_stats = self.sequence.cache.stats()
+        super().fail(error)
