@@ -234,8 +234,8 @@ class LLM:
 
     def fork(self) -> LLM:
         """An LLM of its own that goes on from the sequence in hand: weights are shared, and what is cached so far."""
-        with self._in_hand() as sequence:
-            return LLM(self._shared, sequence.fork())
+        with self._shared.scheduler.paused():
+            return LLM(self._shared, self.sequence.fork())
 
     def reset(self) -> None:
         """Forget the sequence; the next prompt starts from nothing."""
@@ -249,8 +249,8 @@ class LLM:
 
     def save_session(self, path: str | Path) -> None:
         """Write the sequence (tokens and cache) to a file, whole or not at all. SessionError says what failed."""
-        with self._in_hand() as sequence:
-            save_session(path, sequence, self.gguf)
+        with self._shared.scheduler.paused():
+            save_session(path, self.sequence, self.gguf)
 
     def load_session(self, path: str | Path, *, convert: bool = False) -> int:
         """Replace the sequence by one from a file; returns its number of tokens.
@@ -282,7 +282,7 @@ class LLM:
 
     @contextmanager
     def _in_hand(self) -> Iterator[Sequence]:
-        """The sequence in hand while nothing is computed; streams on it are over, unless it is only looked at."""
+        """The sequence in hand while nothing is computed; streams on it are over."""
         while True:
             sequence = self.sequence
             with self._shared.scheduler.alone(sequence):

@@ -162,9 +162,22 @@ class Scheduler:
                 pass
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No step runs while the block does: for looking at sequences, whose jobs go on afterwards."""
+        with self._turn:
+            while self._busy:
+                self._turn.wait()
+            self._busy = True
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._busy = False
+                self._turn.notify_all()
+
+    @contextmanager
     def alone(self, sequence: Sequence) -> Iterator[None]:
-        """No step runs while the block does, and `sequence` is nobody's: an idle job on it is ended, one that somebody
-        waits for is waited for."""
+        """`paused`, and `sequence` is nobody's: an idle job on it is ended, one that somebody waits for is waited for."""
         with self._turn:
             while self._busy or (sequence.job is not None and not _idle(sequence.job)):
                 self._turn.wait()
