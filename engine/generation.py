@@ -98,6 +98,8 @@ class Generation:
         limit, cache = self.params.max_tokens, self.sequence.cache
         if limit is not None and len(self.tokens) >= limit:
             return self._finish("length")
+        if self.tokens and (self.sequence.cuts, cache.n) != (self._cuts, len(self.prompt) + len(self.tokens) - 1):
+            raise InputError("this stream is over: a later call on the same LLM took its place in the cache")
         if self.tokens and cache.n >= cache.policy.n_ctx:
             return self._finish("length")
         logits = self._decode() if self.tokens else self._prefill()
@@ -117,8 +119,6 @@ class Generation:
             self._prompt_seconds = time.perf_counter() - start
 
     def _decode(self) -> F32:
-        if self.sequence.cuts != self._cuts:
-            raise InputError("this stream is over: a later call on the same LLM took its place in the cache")
         start = time.perf_counter()
         try:
             return self.sequence.feed(self.tokens[-1:])

@@ -18,6 +18,7 @@ from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.generation import Generation
 from mixkv.engine.kv import KVCache
 from mixkv.engine.kv_plan import plan_cache
+from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.memory import available_memory, plan_memory
 from mixkv.engine.results import Completion
 from mixkv.engine.sampling import SamplingParams
@@ -47,18 +48,18 @@ def demo_model() -> Path:
 class LLM:
     """A model ready to generate. One call at a time; calls from other threads wait for their turn.
 
-    `cache` is the KV cache (`cache.stats()`), `tokenizer` text <-> ids, `config` the model's hyper-parameters, `gguf`
-    its open file.
+    `cache` is the KV cache (`cache.stats()`), `tokenizer` text <-> ids, `config` the model's hyper-parameters. `gguf`
+    is its file, closed: tensors are listed, numbers and texts among the metadata are there, nothing else can be read.
     """
 
     def __init__(
         self, gguf: GGUFFile, model: Llama, tokenizer: Tokenizer, cache_config: KVCacheConfig, plan: CachePlan,
-        *, n_ctx: int, n_batch: int, n_threads: int, prefix_reuse: str, load_seconds: float,
+        heads: HeadStatistics, *, n_ctx: int, n_batch: int, n_threads: int, prefix_reuse: str, load_seconds: float,
     ) -> None:  # fmt: skip
         self.path, self.config, self.tokenizer, self.cache_config = gguf.path, model.config, tokenizer, cache_config
         self.n_ctx, self.n_batch, self.prefix_reuse, self.load_seconds = n_ctx, n_batch, prefix_reuse, load_seconds
         cache = KVCache(model.config, plan, n_ctx=n_ctx, chunk=n_batch)
-        self.gguf = gguf
+        self.gguf, self.heads = gguf, heads
         self._sequence = Sequence(model, cache, n_batch=n_batch, n_threads=n_threads)
         self._turn = threading.RLock()
 
@@ -140,7 +141,7 @@ class LLM:
     def new_sequence(self, config: KVCacheConfig, n_ctx: int) -> Sequence:
         """An empty sequence of this model whose cache is `config`; weights are shared, the one in hand stays."""
         n_batch = min(self.n_batch, n_ctx)
-        cache = KVCache(self.config, plan_cache(self.gguf, config), n_ctx=n_ctx, chunk=n_batch)
+        cache = KVCache(self.config, plan_cache(self.heads, config), n_ctx=n_ctx, chunk=n_batch)
         return Sequence(self._sequence.model, cache, n_batch=n_batch, n_threads=self.n_threads)
 
     def reset(self) -> None:
@@ -155,7 +156,7 @@ class LLM:
     def save_session(self, path: str | Path) -> None:
         """Write the sequence (tokens and cache) to a file, whole or not at all. SessionError says what failed."""
         with self._my_turn():
-            save_session(path, self._sequence, self.gguf)
+            save_session(path, self._sequence)
 
     def load_session(self, path: str | Path, *, convert: bool = False) -> int:
         """Replace the sequence by one from a file; returns its number of tokens.
@@ -164,7 +165,7 @@ class LLM:
         is refused unless `convert` is set, which rewrites it into this cache's.
         """
         with self._my_turn():
-            self._sequence = restore_session(path, self._sequence, self.gguf, convert=convert)
+            self._sequence.replace_by(restore_session(path, self._sequence, convert=convert))
             return self.cache.n
 
     @contextmanager
@@ -233,9 +234,16 @@ def load(
     try:
         family_of(gguf)
         model_config = read_config(gguf)
-        plan = plan_cache(gguf, config)
+        heads = HeadStatistics(gguf)
+        plan = plan_cache(heads, config)
         n_ctx = _fit_context(gguf, n_ctx, n_batch, dense, plan)
-        with Meanwhile(lambda: load_tokenizer(gguf)) as vocabulary:
+
+        def read_the_rest() -> Tokenizer:
+            tokenizer = load_tokenizer(gguf)
+            heads.read()
+            return tokenizer
+
+        with Meanwhile(read_the_rest) as vocabulary:
             model = load_model(gguf, exact=exact, dense=dense, progress=_byte_progress(gguf, progress))
         tokenizer = vocabulary.result()
         if tokenizer.n_vocab != model_config.n_vocab:
@@ -243,11 +251,11 @@ def load(
                 f"{gguf.path}: the vocabulary has {tokenizer.n_vocab} tokens, but the embedding {model_config.n_vocab} "
                 "rows; the file is damaged"
             )
-    except BaseException:
+        gguf.metadata.keep_texts()
+    finally:  # nothing is read later: a file that is cut off while it is mapped would end the process
         gguf.close()
-        raise
     return LLM(
-        gguf, model, tokenizer, config, plan, n_ctx=n_ctx, n_batch=min(n_batch, n_ctx), n_threads=threads,
+        gguf, model, tokenizer, config, plan, heads, n_ctx=n_ctx, n_batch=min(n_batch, n_ctx), n_threads=threads,
         prefix_reuse=prefix_reuse, load_seconds=time.perf_counter() - start,
     )  # fmt: skip
 

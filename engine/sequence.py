@@ -67,3 +67,8 @@ class Sequence:
         self.cache.truncate(n)
         del self.tokens[n:]
         self.cuts += 1
+
+    def replace_by(self, other: Sequence) -> None:
+        """Take over the tokens and the cache of another sequence of the same model, which must not be used again."""
+        self.cuts += 1
+        self.cache, self.tokens = other.cache, other.tokens
