@@ -132,17 +132,17 @@ class TestAsIfWrittenInPlace:
             writer[0](tmp_path / ("x" * 252 + ".png"))
 
     def test_paths_that_cannot_be_written(self, writer: Writer, tmp_path: Path) -> None:
-        """A rename over a device or a pipe would replace it: a link to /dev/null is enough for root to lose it."""
-        pipe, device, loop, folder = (tmp_path / f"{name}.png" for name in ("pipe", "device", "loop", "folder"))
+        """A rename over a device or a pipe would replace it: /dev/null is gone once root saves there."""
+        pipe, link, loop, folder = (tmp_path / f"{name}.png" for name in ("pipe", "link", "loop", "folder"))
         os.mkfifo(pipe)
-        device.symlink_to("/dev/null")
+        link.symlink_to("pipe.png")
         loop.symlink_to("loop.png")
         folder.mkdir()
-        for target in (tmp_path / "no" / "folder.png", folder, pipe, device, loop, tmp_path / "nul\0.png"):
+        for target in (tmp_path / "no" / "folder.png", folder, pipe, link, loop, tmp_path / "nul\0.png"):
             with pytest.raises(writer[1], match=f"cannot write the {writer[2]} .*; nothing was changed") as caught:
                 writer[0](target)
             assert "\n" not in str(caught.value)
-        assert pipe.is_fifo() and Path("/dev/null").is_char_device() and loop.is_symlink()
+        assert pipe.is_fifo() and link.is_symlink() and loop.is_symlink()
         assert len(list(tmp_path.iterdir())) == 4, "a temporary file was left"
 
 
