@@ -122,15 +122,16 @@ def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
     """Bytes for contexts up to the one that the model was made for: weights, work space, a full cache of each kind."""
     from mixkv.engine.cache_config import KVCacheConfig
     from mixkv.engine.kv_plan import plan_cache
+    from mixkv.engine.kv_sample import HeadStatistics
     from mixkv.engine.memory import plan_memory
 
     shorter = [1 << i for i in range(9, 32) if 1 << i < config.n_ctx_train]
     caches = {"f16": KVCacheConfig(), "mixed": KVCacheConfig(mixed_kv_cache=True)}
-    rows = []
+    rows, heads = [], HeadStatistics(gguf)
     for n_ctx in (*shorter[-6:], config.n_ctx_train):
         row = {"n_ctx": n_ctx}
         for name, cache in caches.items():
-            plan = plan_cache(gguf, cache)
+            plan = plan_cache(heads, cache)
             memory = plan_memory(gguf, config, plan, n_ctx=n_ctx, n_batch=N_BATCH, dense=False)
             row |= {"weights": memory.weights, "scratch": memory.scratch}
             row |= {f"cache_{name}": memory.cache, f"total_{name}": memory.total}
@@ -142,10 +143,11 @@ def plan_table(gguf: GGUFFile) -> list[dict[str, Any]]:
     """What the mixed cache, at its defaults, does with each layer."""
     from mixkv.engine.cache_config import KVCacheConfig
     from mixkv.engine.kv_plan import plan_layers
+    from mixkv.engine.kv_sample import HeadStatistics
 
     return [
         {"layer": p.layer, **asdict(p.format), "changed": p.changed, "losses": _jsonable(p.losses), "why": p.why}
-        for p in plan_layers(gguf, KVCacheConfig(mixed_kv_cache=True))
+        for p in plan_layers(HeadStatistics(gguf), KVCacheConfig(mixed_kv_cache=True))
     ]
 
 

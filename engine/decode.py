@@ -13,8 +13,9 @@ from typing import Protocol
 from mixkv.engine.jobs import BaseJob
 from mixkv.engine.kv import CacheStats
 from mixkv.engine.sampling import Sampler
-from mixkv.engine.scheduler import Part
+from mixkv.engine.scheduler import TAKEN, Part
 from mixkv.engine.sequence import Sequence
+from mixkv.kernels.errors import InputError
 from mixkv.models.batch import F32
 
 OnToken = Callable[[int, F32], bool]
@@ -74,6 +75,7 @@ class Decode(BaseJob):
         self.cache_stats: CacheStats | None = None
         self._on_token, self._wanted, self._drafter = on_token, wanted, drafter
         self._draft: list[int] = []
+        self._cut = self._length = 0  # how the sequence was left: whoever else changed it has taken this one's place
 
     @property
     def generates(self) -> bool:
@@ -89,11 +91,14 @@ class Decode(BaseJob):
     def begin(self) -> None:
         assert self.sequence is not None
         self.reused = self.fed = self.slots.begin(self)
+        self._cut, self._length = self.sequence.cuts, self.sequence.cache.n
         self.sampler.extend(self.prompt)
         if self._drafter is not None:
             self._drafter.extend(self.prompt)
 
     def next_part(self, most: int) -> Part:
+        if self.sequence is None or (self.sequence.cuts, self.sequence.cache.n) != (self._cut, self._length):
+            raise InputError(TAKEN)
         if not self.generates:
             stop = min([self.fed + most, len(self.prompt), *(cut for cut in self.cuts if cut > self.fed)])
             return Part(self.prompt[self.fed : stop], int(stop == len(self.prompt)))
@@ -140,6 +145,7 @@ class Decode(BaseJob):
 
     def taken(self, n: int) -> None:
         assert self.sequence is not None
+        self._length += n
         if self.fed < len(self.prompt):
             self.fed += n
             if self.fed in self.cuts:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from mixkv.kernels import ops
 from mixkv.kernels.ggml import BLOCK_SIZES
 from mixkv.kernels.reference import rms_norm, rope
-from mixkv.models.config import ModelConfig
+from mixkv.models.config import ModelConfig, read_config
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.gguf_types import WEIGHT_TYPES
 from mixkv.models.llama import F32
@@ -43,37 +43,86 @@ class HeadSample:
     spread: float
 
 
-def sample_heads(gguf: GGUFFile, config: ModelConfig, layer: int) -> HeadSample | None:
-    """A sample of `layer`, the same each time; None where the file does not have what it takes."""
+@dataclass(frozen=True)
+class _Side:
+    """Queries or keys of some heads: bias and deviation (heads, head_dim), and the gain (head_dim,) of QK norm."""
+
+    bias: F32
+    deviation: NDArray[np.floating]
+    gain: F32 | None
+
+
+class HeadStatistics:
+    """What the weights of a model say of its queries and keys, some kilobytes a layer, and samples drawn from it.
+
+    The file is read once, by the first sample or by `read`: who wants samples after it was closed calls that before.
+    Raises GGUFError for a file that is no model.
+    """
+
+    def __init__(self, gguf: GGUFFile) -> None:
+        self.config = read_config(gguf)
+        self._gguf: GGUFFile | None = gguf
+        self._layers: list[tuple[_Side, _Side] | None] = []  # q and k; None where the file does not have what it takes
+        self._angles = np.empty(0, np.float32)
+        self._interleaved = False
+
+    def read(self) -> None:
+        """Read from the file what samples are drawn from; does nothing when called again."""
+        if self._gguf is None:
+            return
+        gguf, config = self._gguf, self.config
+        self._interleaved = family_of(gguf).interleaved_rope
+        with np.errstate(all="ignore"):  # NaN and infinity among the weights are data
+            factors = _vector(gguf, "rope_freqs.weight", config.rope.n_rot // 2)
+            self._angles = config.rope.inv_freq(factors) * np.float32(max(1, config.n_ctx_train // TOKENS))
+            self._layers = [_read_layer(gguf, config, i) for i in range(config.n_layers)]
+        self._gguf = None
+
+    def sample(self, layer: int) -> HeadSample | None:
+        """A sample of `layer`, the same each time; None where the weights do not tell."""
+        self.read()
+        sides = self._layers[layer]
+        if sides is None:
+            return None
+        rng = np.random.default_rng(layer)
+        with np.errstate(all="ignore"):
+            q, k, other_k = (self._draw(side, rng) for side in (sides[0], sides[1], sides[1]))
+            if not (np.isfinite(q).all() and np.isfinite(k).all() and np.isfinite(other_k).all()):
+                return None
+            biases, spreads = (np.linalg.norm(x, axis=1) for x in (sides[1].bias, sides[1].deviation))
+        return HeadSample(q, k, other_k, float(biases.max()), float(spreads[biases.argmax()]))
+
+    def _draw(self, side: _Side, rng: np.random.Generator) -> F32:
+        """Queries or keys (TOKENS, heads, head_dim), with QK norm and RoPE."""
+        noise = rng.standard_normal((TOKENS, *side.bias.shape), np.float32)
+        x = (side.bias + side.deviation * noise).astype(np.float32)
+        if side.gain is not None:
+            x = rms_norm(x, side.gain, self.config.rms_eps)
+        return rope(x, np.arange(len(x)), self._angles, self._interleaved, self.config.rope.magnitude)
+
+
+def _read_layer(gguf: GGUFFile, config: ModelConfig, layer: int) -> tuple[_Side, _Side] | None:
+    """Queries and keys of the loudest heads of a layer; None where the file does not have what it takes."""
     prefix, dim, head_dim = f"blk.{layer}.", config.n_embd, config.head_dim_k
     gain = _vector(gguf, f"{prefix}attn_norm.weight", dim)
     bias_q = _bias(gguf, f"{prefix}attn_q.bias", config.n_heads, head_dim)
     bias_k = _bias(gguf, f"{prefix}attn_k.bias", config.n_kv_heads, head_dim)
     if gain is None or bias_q is None or bias_k is None:
         return None
-    with np.errstate(all="ignore"):
-        heads = _loudest(bias_k)
-        group = config.n_heads // config.n_kv_heads
-        readers = heads * group + np.linalg.norm(bias_q.reshape(-1, group, head_dim)[heads], axis=2).argmax(axis=1)
-        sides = []
-        for name, at, n_heads, bias in (
-            ("attn_q", readers, config.n_heads, bias_q),
-            ("attn_k", heads, config.n_kv_heads, bias_k),
-        ):
-            rows = (at[:, None] * head_dim + np.arange(head_dim)).ravel()
-            norms = _row_norms(gguf, f"{prefix}{name}.weight", (n_heads * head_dim, dim), rows, gain)
-            if norms is None:
-                return None
-            sides.append((bias[at], norms.reshape(len(at), head_dim)))
-        rng = np.random.default_rng(layer)
-        q, k, other_k = (
-            _draw(gguf, config, f"{prefix}{norm}.weight", *side, rng)
-            for norm, side in (("attn_q_norm", sides[0]), ("attn_k_norm", sides[1]), ("attn_k_norm", sides[1]))
-        )
-        if not (np.isfinite(q).all() and np.isfinite(k).all() and np.isfinite(other_k).all()):
+
+    def side(name: str, at: NDArray[np.intp], n_heads: int, bias: F32) -> _Side | None:
+        rows = (at[:, None] * head_dim + np.arange(head_dim)).ravel()
+        norms = _row_norms(gguf, f"{prefix}{name}.weight", (n_heads * head_dim, dim), rows, gain)
+        if norms is None:
             return None
-        biases, spreads = (np.linalg.norm(x, axis=1) for x in sides[1])
-        return HeadSample(q, k, other_k, float(biases.max()), float(spreads[biases.argmax()]))
+        return _Side(bias[at], norms.reshape(len(at), head_dim), _vector(gguf, f"{prefix}{name}_norm.weight", head_dim))
+
+    heads = _loudest(bias_k)
+    group = config.n_heads // config.n_kv_heads
+    readers = heads * group + np.linalg.norm(bias_q.reshape(-1, group, head_dim)[heads], axis=2).argmax(axis=1)
+    q = side("attn_q", readers, config.n_heads, bias_q)
+    k = side("attn_k", heads, config.n_kv_heads, bias_k)
+    return None if q is None or k is None else (q, k)
 
 
 def _vector(gguf: GGUFFile, name: str, n: int) -> F32 | None:
@@ -119,16 +168,3 @@ def _row_norms(
     share = np.square(gains[chosen]).sum() / np.square(gains).sum()
     part *= gains[chosen].ravel()
     return np.sqrt(np.einsum("ij,ij->i", part, part) / share)
-
-
-def _draw(
-    gguf: GGUFFile, config: ModelConfig, norm: str, bias: F32, deviation: NDArray[np.floating], rng: np.random.Generator
-) -> F32:
-    """Queries or keys (TOKENS, heads, head_dim) of this bias and deviation (heads, head_dim), with QK norm and RoPE."""
-    x = (bias + deviation * rng.standard_normal((TOKENS, *bias.shape), np.float32)).astype(np.float32)
-    gain = _vector(gguf, norm, config.head_dim_k)
-    if gain is not None:
-        x = rms_norm(x, gain, config.rms_eps)
-    factors = _vector(gguf, "rope_freqs.weight", config.rope.n_rot // 2)
-    angles = config.rope.inv_freq(factors) * np.float32(max(1, config.n_ctx_train // TOKENS))
-    return rope(x, np.arange(len(x)), angles, family_of(gguf).interleaved_rope, config.rope.magnitude)

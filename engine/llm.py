@@ -17,6 +17,7 @@ from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.generation import Generation
 from mixkv.engine.kv import KVCache
 from mixkv.engine.kv_plan import plan_cache
+from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.results import Chunk, Completion
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.scheduler import Scheduler
@@ -41,6 +42,7 @@ class Loaded:
     tokenizer: Tokenizer
     cache_config: KVCacheConfig
     plan: CachePlan
+    heads: HeadStatistics
     n_ctx: int
     prefix_reuse: str
     n_threads: int
@@ -63,7 +65,8 @@ class LLM:
     computed together, more wait. A finished call leaves its sequence, for the next prompt to continue.
 
     `cache` is the KV cache of the sequence in hand (`cache.stats()`), `tokenizer` text <-> ids, `config` the model's
-    hyper-parameters, `gguf` its open file. `with mixkv.load(...) as llm` closes it at the end.
+    hyper-parameters. `gguf` is its file, closed: tensors are listed, numbers and texts among the metadata are there,
+    nothing else can be read. `with mixkv.load(...) as llm` closes the LLM at the end.
     """
 
     def __init__(self, loaded: Loaded, first: Sequence | None = None) -> None:
@@ -230,7 +233,7 @@ class LLM:
 
     def new_sequence(self, config: KVCacheConfig, n_ctx: int) -> Sequence:
         """An empty sequence of this model whose cache is `config`; weights are shared, the one in hand stays."""
-        return self._shared.new_sequence(plan_cache(self.gguf, config), n_ctx)
+        return self._shared.new_sequence(plan_cache(self._shared.heads, config), n_ctx)
 
     def fork(self) -> LLM:
         """An LLM of its own that goes on from the sequence in hand: weights are shared, and what is cached so far."""
@@ -250,7 +253,7 @@ class LLM:
     def save_session(self, path: str | Path) -> None:
         """Write the sequence (tokens and cache) to a file, whole or not at all. SessionError says what failed."""
         with self._shared.scheduler.paused():
-            save_session(path, self.sequence, self.gguf)
+            save_session(path, self.sequence)
 
     def load_session(self, path: str | Path, *, convert: bool = False) -> int:
         """Replace the sequence by one from a file; returns its number of tokens.
@@ -258,16 +261,15 @@ class LLM:
         SessionError, and nothing changed, for a damaged file or another model. A session of other cache settings
         is refused unless `convert` is set, which rewrites it into this cache's.
         """
+        restored = restore_session(path, self.sequence, convert=convert)
         with self._in_hand() as sequence:
-            restored = restore_session(path, sequence, self.gguf, convert=convert)
-            self._slots.replace(restored)
-            return restored.cache.n
+            sequence.replace_by(restored)
+            return len(sequence.tokens)
 
     def close(self) -> None:
         """Give memory back now: caches of this LLM, and the model once no fork is left. Twice does no harm."""
         if self._loaded is not None:
-            jobs = [s.job for s in self._slots.all() if s.job is not None]
-            self._loaded.scheduler.cancel(*jobs)
+            self._loaded.scheduler.cancel(*[s.job for s in self._slots.all() if s.job is not None])
             self._loaded = None
             del self._slots
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv_plan import plan_cache
+from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.llm import LLM, Loaded, Prompt
 from mixkv.engine.memory import available_memory, plan_memory
 from mixkv.engine.results import Completion
@@ -16,6 +17,7 @@ from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.threads import Meanwhile, choose_threads
 from mixkv.engine.tokenizer import load_tokenizer
+from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.kernels.errors import ConfigError, GGUFError
 from mixkv.models.config import read_config
 from mixkv.models.gguf import GGUFFile, open_gguf
@@ -69,9 +71,16 @@ def load(
     try:
         family_of(gguf)
         model_config = read_config(gguf)
-        plan = plan_cache(gguf, config)
+        heads = HeadStatistics(gguf)
+        plan = plan_cache(heads, config)
         n_ctx = _fit_context(gguf, n_ctx, plan, n_batch=n_batch, n_parallel=n_parallel, kv_memory=kv_memory, dense=dense)
-        with Meanwhile(lambda: load_tokenizer(gguf)) as vocabulary:
+
+        def read_the_rest() -> Tokenizer:
+            tokenizer = load_tokenizer(gguf)
+            heads.read()
+            return tokenizer
+
+        with Meanwhile(read_the_rest) as vocabulary:
             model = load_model(gguf, exact=exact, dense=dense, progress=_byte_progress(gguf, progress))
         tokenizer = vocabulary.result()
         if tokenizer.n_vocab != model_config.n_vocab:
@@ -79,13 +88,13 @@ def load(
                 f"{gguf.path}: the vocabulary has {tokenizer.n_vocab} tokens, but the embedding {model_config.n_vocab} "
                 "rows; the file is damaged"
             )
-    except BaseException:
+        gguf.metadata.keep_texts()
+    finally:  # nothing is read later: a file that is cut off while it is mapped would end the process
         gguf.close()
-        raise
     scheduler = Scheduler(model, n_batch=min(n_batch, n_ctx), n_parallel=n_parallel)
     return LLM(
         Loaded(
-            gguf, scheduler, tokenizer, config, plan, n_ctx=n_ctx, prefix_reuse=prefix_reuse, n_threads=threads,
+            gguf, scheduler, tokenizer, config, plan, heads, n_ctx=n_ctx, prefix_reuse=prefix_reuse, n_threads=threads,
             kv_memory=kv_memory, load_seconds=time.perf_counter() - start,
         )
     )  # fmt: skip

@@ -8,8 +8,8 @@ There is no thread of its own. Whoever waits for a job drives: one thread comput
 the others sleep until it is done, and the next that still waits goes on. So one thread computes at a time, a lone caller
 pays for no handing over, and nothing runs behind anybody's back (nor is lost in a forked child).
 
-A job whose thread is not waiting for it (a stream between two chunks) is idle. It keeps its place while there are
-places; another job that needs it ends it.
+A job whose thread is not waiting for it (a stream between two chunks) is idle. It keeps its sequence until another job
+needs that.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from mixkv.models.protocol import Model
 
 PIECE_BETWEEN = 128
 """Prompt tokens of a step while others generate."""
+
+
+TAKEN = "this stream is over: a later call on the same LLM took its place in the cache"
 
 
 @dataclass
@@ -74,7 +77,7 @@ class Job(Protocol):
         """It has `sequence` for itself from here on."""
 
     def next_part(self, most: int) -> Part:
-        """What to compute: at most `most` tokens, if it is a piece of a prompt."""
+        """What to compute: at most `most` tokens, if it is a piece of a prompt. InputError if it cannot go on."""
 
     def take(self, logits: F32, seconds: float) -> int:
         """The (n_rows, n_vocab) logits of the part; returns how many of its draft are to stay. An exception is the
@@ -177,12 +180,10 @@ class Scheduler:
 
     @contextmanager
     def alone(self, sequence: Sequence) -> Iterator[None]:
-        """`paused`, and `sequence` is nobody's: an idle job on it is ended, one that somebody waits for is waited for."""
+        """`paused`, and nobody waits for a job on `sequence`: for changing it, which ends an idle one when it goes on."""
         with self._turn:
             while self._busy or (sequence.job is not None and not _idle(sequence.job)):
                 self._turn.wait()
-            if sequence.job is not None:
-                self._evict(sequence.job)
             self._busy = True
         try:
             yield
@@ -209,8 +210,9 @@ class Scheduler:
                 return False
             self._admit()
             parts = self._compose()
-            if not parts and not self._held:  # all places are taken by jobs whose threads will be back
-                self._turn.wait()
+            if not parts and not self._held:
+                if not news():  # all places are taken by jobs whose threads will be back
+                    self._turn.wait()
                 return True
             self._busy = True
         try:
@@ -226,9 +228,7 @@ class Scheduler:
     def _admit(self) -> None:
         """Give places to jobs in the queue, first come first served among those that can have one."""
         for job in list(self._queue):
-            full = len(self._running) >= self.n_parallel
-            idle = next((j for j in self._running if _idle(j)), None)
-            if full and idle is None:
+            if sum(not _idle(running) for running in self._running) >= self.n_parallel:
                 return
             try:
                 sequence = job.place()
@@ -236,9 +236,6 @@ class Scheduler:
                     continue
                 if sequence.job is not None:
                     self._evict(sequence.job)
-                elif full:
-                    assert idle is not None
-                    self._evict(idle)
                 job.sequence, sequence.job = sequence, job
                 self._running.append(job)
                 job.begin()
@@ -249,7 +246,7 @@ class Scheduler:
                 self._queue.remove(job)
 
     def _evict(self, job: Job) -> None:
-        job.fail(InputError("this stream is over: a later call on the same LLM took its place in the cache"))
+        job.fail(InputError(TAKEN))
         self._release(job)
 
     def _release(self, job: Job) -> None:
@@ -264,17 +261,28 @@ class Scheduler:
         """The next batch: all that generate, then prompts in turn while there is room."""
         held = [job for job, _ in self._held]
         ready = [job for job in self._running if job.ready and not job.done and job not in held]
-        parts = [(job, job.next_part(self.n_batch)) for job in ready if job.generates]
+        parts = self._parts([job for job in ready if job.generates], self.n_batch)
         room = min(self.n_batch, PIECE_BETWEEN) if parts else self.n_batch
         for job in [job for job in ready if not job.generates]:
             if room <= 0:
                 break
-            part = job.next_part(room)
-            room -= len(part.ids)
-            parts.append((job, part))
-            if room <= 0:  # who comes last this time comes first the next
+            for _, part in (new := self._parts([job], room)):
+                room -= len(part.ids)
+            parts += new
+            if room <= 0 and new:  # who comes last this time comes first the next
                 self._running.remove(job)
                 self._running.append(job)
+        return parts
+
+    def _parts(self, jobs: list[Job], most: int) -> list[tuple[Job, Part]]:
+        """Each job's next part; a job that cannot go on is over."""
+        parts = []
+        for job in jobs:
+            try:
+                parts.append((job, job.next_part(most)))
+            except InputError as error:
+                job.fail(error)
+                self._release(job)
         return parts
 
     def _compute(self, parts: list[tuple[Job, Part]]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mixkv.engine.kv import KVCache
 from mixkv.models.batch import F32
+from mixkv.models.protocol import Model
 
 if TYPE_CHECKING:
     from mixkv.engine.scheduler import Job, Scheduler
@@ -27,6 +28,11 @@ class Sequence:
         self.tokens: list[int] = []
         self.cuts = 0
         self.job: Job | None = None
+
+    @property
+    def model(self) -> Model:
+        """What computes on it."""
+        return self.scheduler.model
 
     def feed(self, ids: Ids[int], *, all_rows: bool = False, progress: Progress | None = None) -> F32:
         """Append `ids` (at least one, in range) and return logits: (n, n_vocab) for all_rows, else (1, n_vocab).
@@ -66,6 +72,11 @@ class Sequence:
         twin = Sequence(self.scheduler, self.cache.fork())
         twin.tokens = list(self.tokens)
         return twin
+
+    def replace_by(self, other: Sequence) -> None:
+        """Take over the tokens and the cache of another sequence of the same model, which must not be used again."""
+        self.cuts += 1
+        self.cache, self.tokens = other.cache, other.tokens
 
 
 def common_prefix(a: Ids[int], b: Ids[int]) -> int:

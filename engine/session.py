@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,32 +11,20 @@ from numpy.typing import NDArray
 
 from mixkv.engine.kv import KVCache
 from mixkv.engine.sequence import Sequence
-from mixkv.engine.session_file import MAGIC, Header, SessionReader, writing
+from mixkv.engine.session_file import MAGIC, Header, SessionReader, writing_session
 from mixkv.kernels.errors import SessionError
 from mixkv.kernels.formats import decode
 from mixkv.kernels.store import hadamard
-from mixkv.models.config import ModelConfig
-from mixkv.models.gguf import GGUFFile
-
-SAMPLE_BYTES = 4096
+from mixkv.models.protocol import Model
 
 
-def fingerprint(gguf: GGUFFile) -> str:
-    """Identifies a model: its tensors' names, types and shapes, and the first bytes of each."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, info in gguf.tensors.items():
-        digest.update(f"{name} {info.ggml_type.name} {info.shape}\n".encode())
-        digest.update(gguf.raw(name).reshape(-1)[:SAMPLE_BYTES].tobytes())
-    return digest.hexdigest()
-
-
-def save_session(path: str | Path, sequence: Sequence, gguf: GGUFFile) -> None:
+def save_session(path: str | Path, sequence: Sequence) -> None:
     """Write `sequence` to `path`. SessionError if it cannot be written; an older file then stays as it was."""
     cache = sequence.cache
     cache.mend()
-    header = _header_of(cache, sequence.scheduler.model.config, fingerprint(gguf))
+    header = _header_of(cache, sequence.model)
     text = header.to_json()
-    with writing(Path(path)) as out:
+    with writing_session(Path(path)) as out:
         out.write(MAGIC + len(text).to_bytes(8, "little") + text)
         out.write(np.asarray(sequence.tokens, np.int32))
         for layer, side, cold, start, stop, _ in header.sections():
@@ -46,27 +33,28 @@ def save_session(path: str | Path, sequence: Sequence, gguf: GGUFFile) -> None:
                 out.write(get(layer, start, stop)["kv".index(side)])
 
 
-def _header_of(cache: KVCache, model: ModelConfig, model_fingerprint: str) -> Header:
-    plan = cache.plan
+def _header_of(cache: KVCache, model: Model) -> Header:
+    plan, config = cache.plan, model.config
     return Header(
-        model_fingerprint, model.n_kv_heads, model.head_dim_k, model.head_dim_v, plan.layers, plan.sink_tokens,
+        model.fingerprint, config.n_kv_heads, config.head_dim_k, config.head_dim_v, plan.layers, plan.sink_tokens,
         plan.hot_window, cache.policy.marks,
     )  # fmt: skip
 
 
-def restore_session(path: str | Path, current: Sequence, gguf: GGUFFile, *, convert: bool = False) -> Sequence:
+def restore_session(path: str | Path, current: Sequence, *, convert: bool = False) -> Sequence:
     """The sequence stored at `path`, for the model and cache settings of `current`, which is left alone.
 
     SessionError for a damaged file, another model, too long a sequence, or other cache settings; these last are
     accepted with `convert`, which rewrites every row into the new forms (quantized rows are quantized afresh).
     """
-    model = current.scheduler.model.config
+    model = current.model.config
     with SessionReader(Path(path)) as reader:
         header = reader.header
-        mine = _header_of(current.cache, model, fingerprint(gguf))
+        mine = _header_of(current.cache, current.model)
         if header.fingerprint != mine.fingerprint:
             raise SessionError(
-                f"session {path} belongs to another model ({header.fingerprint}, this is {mine.fingerprint})"
+                f"session {path} belongs to another model ({header.fingerprint}, this is {mine.fingerprint}): weights, "
+                "hyper-parameters (RoPE's, too) and vocabulary must all be those it was saved with"
             )
         if (header.n_kv_heads, header.head_dim_k, header.head_dim_v, len(header.layers)) != (
             mine.n_kv_heads, mine.head_dim_k, mine.head_dim_v, len(mine.layers),

@@ -21,12 +21,14 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixkv.engine.atomic_file import writing
 from mixkv.engine.cache import Marks
 from mixkv.kernels import TILE, LayerFormat, cache_type
 from mixkv.kernels.errors import MixkvError, SessionError
 
 MAGIC = b"MIXKVSE1"
-VERSION = 1
+VERSION = 2
+"""Raised when the format changes, or what the fingerprint in it covers."""
 MAX_HEADER = 1 << 20
 MAX_TOKENS = 1 << 31
 DIGEST_BYTES = 32
@@ -104,34 +106,12 @@ class Header:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[HashedWriter]:
-    """A file that appears at `path` complete and synced when the block ends, or not at all. SessionError on failure."""
-    if path.exists() and not path.is_file():  # a rename would put a file in a device's place
-        raise SessionError(f"cannot write the session {path}: it is not a regular file; give the path of one")
-    import tempfile  # 5 ms, which only those who save a session shall wait
-
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            writer = HashedWriter(file)
-            yield writer
-            file.write(writer.hash.digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        temporary = None
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        reason = error.strerror or error
-        raise SessionError(f"cannot write the session {path}: {reason}; nothing was changed there") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+def writing_session(path: Path) -> Iterator[HashedWriter]:
+    """A session that appears at `path`, its checksum at the end, when the block ends, or not at all. SessionError."""
+    with writing(path, "session", SessionError) as file:
+        writer = HashedWriter(file)
+        yield writer
+        file.write(writer.hash.digest())
 
 
 class HashedWriter:

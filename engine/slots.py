@@ -41,11 +41,6 @@ class Slots:
     def in_hand(self) -> Sequence:
         return self._sequences[-1]
 
-    def replace(self, sequence: Sequence) -> None:
-        """Put `sequence` in the place of the one in hand, whose streams are over."""
-        self._sequences[-1].cuts += 1
-        self._sequences[-1] = sequence
-
     def all(self) -> list[Sequence]:
         """Every sequence, the one used last at the end."""
         return list(self._sequences)

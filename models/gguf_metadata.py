@@ -54,6 +54,7 @@ class Metadata(Mapping[str, Value]):
 
     def __init__(self, path: builtins.str, buffer: mmap.mmap, entries: dict[builtins.str, Number | Span]) -> None:
         self._path, self._map, self._entries = path, buffer, entries
+        self._kept: dict[Span, bytes] = {}
 
     def __getitem__(self, key: builtins.str) -> Value:
         entry = self._entries[key]
@@ -129,6 +130,19 @@ class Metadata(Mapping[str, Value]):
         entry = self._entries.get(key)
         return entry.length if isinstance(entry, Span) and entry.element is not None else None
 
+    def encoded(self, key: builtins.str) -> bytes:
+        """The value in bytes that are the same only for the same type and value: for hashing."""
+        entry = self._entries[key]
+        if isinstance(entry, Number):
+            return f"{entry.kind.name} {entry.value!r}".encode()
+        element = entry.element.name if entry.element is not None else ""
+        return f"{entry.kind.name} {element} {entry.length}\n".encode() + self._read(entry)
+
+    def keep_texts(self) -> None:
+        """Read every text now, so that it is there when the file is closed. Arrays (a vocabulary's) are not kept."""
+        texts = (e for e in self._entries.values() if isinstance(e, Span) and e.element is None)
+        self._kept = {entry: self._read(entry) for entry in texts}
+
     def _number(
         self,
         key: builtins.str,
@@ -144,6 +158,8 @@ class Metadata(Mapping[str, Value]):
         return entry.value
 
     def _read(self, span: Span) -> bytes:
+        if span in self._kept:
+            return self._kept[span]
         if self._map.closed:
             raise GGUFError(f"{self._path}: the file was closed; read its metadata before closing it")
         return self._map[span.start : span.stop]

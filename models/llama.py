@@ -35,6 +35,8 @@ class Llama:
     has_qk_norm: ClassVar[bool] = False
     biases: ClassVar[tuple[str, ...]] = ()
     """Biases that every file must have; others are used where they are found."""
+    fingerprint: str
+    """Of everything that changes logits or token ids (fingerprint.py); set by `load_model`."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config

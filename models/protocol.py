@@ -12,6 +12,8 @@ class Model(Protocol):
     """A loaded model: weights packed, nothing more to read from its file."""
 
     config: ModelConfig
+    fingerprint: str
+    """Of everything that changes logits or token ids (fingerprint.py)."""
 
     def forward(self, batch: Batch, states: States) -> F32:
         """Logits (n_rows, n_vocab) of the batch's rows."""

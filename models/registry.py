@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.config import read_config
+from mixkv.models.fingerprint import fingerprint
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.llama import Llama
 from mixkv.models.qwen2 import Qwen2
@@ -27,8 +28,10 @@ def load_model(
     gguf: GGUFFile, *, exact: bool = False, dense: bool = False, progress: Callable[[int], None] | None = None
 ) -> Llama:
     """Build the model that the file holds. exact, dense: see Weights. Raises GGUFError."""
-    family = family_of(gguf)
-    return family(read_config(gguf), Weights(gguf, exact, dense, progress))
+    family, config, weights = family_of(gguf), read_config(gguf), Weights(gguf, exact, dense, progress)
+    model = family(config, weights)
+    model.fingerprint = fingerprint(config, gguf.metadata, weights.digests)
+    return model
 
 
 def supported_families() -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mixkv.kernels import ops
 from mixkv.kernels.errors import GGUFError
+from mixkv.models.fingerprint import tensor_digest
 from mixkv.models.gguf import GGUFFile
 
 
@@ -27,6 +28,8 @@ class Weights:
     exact: bool = False
     dense: bool = False
     progress: Callable[[int], None] | None = None
+    digests: dict[str, bytes] = field(default_factory=dict)
+    """`tensor_digest` of every tensor that was given out: taken while its pages are in memory."""
     _taken: set[str] = field(default_factory=set)
 
     def __contains__(self, name: str) -> bool:
@@ -36,13 +39,16 @@ class Weights:
         """The packed (rows, cols) matrix `name`; the file's pages of it are given back."""
         self._check(name, (rows, cols))
         info = self.gguf.tensors[name]
-        packed = ops.Weight.pack(self.gguf.raw(name), int(info.ggml_type), cols, exact=self.exact, dense=self.dense)
+        raw = self.gguf.raw(name)
+        packed = ops.Weight.pack(raw, int(info.ggml_type), cols, exact=self.exact, dense=self.dense)
+        self.digests[name] = tensor_digest(info, raw)
         self.gguf.release(name)
         return packed
 
     def vector(self, name: str, n: int) -> NDArray[np.float32]:
         """The vector `name` (n,) as float32."""
         self._check(name, (n,))
+        self.digests[name] = tensor_digest(self.gguf.tensors[name], self.gguf.raw(name))
         return self.gguf.array_of(name)
 
     def vector_if_there(self, name: str, n: int) -> NDArray[np.float32] | None:

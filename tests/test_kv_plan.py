@@ -25,7 +25,7 @@ import mixkv
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.evaluate.divergence import score_rows
 from mixkv.engine.kv_plan import MOST_LOSS, plan_cache, plan_layers, score_loss
-from mixkv.engine.kv_sample import HeadSample, _row_norms, sample_heads
+from mixkv.engine.kv_sample import HeadSample, HeadStatistics, _row_norms
 from mixkv.engine.llm import LLM
 from mixkv.engine.load import demo_model
 from mixkv.kernels import LayerFormat
@@ -87,7 +87,7 @@ def loud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def layers_of(path: Path, config: KVCacheConfig = MIXED) -> tuple[LayerFormat, ...]:
     with open_gguf(path) as gguf:
-        return plan_cache(gguf, config).layers
+        return plan_cache(HeadStatistics(gguf), config).layers
 
 
 def logits(path: Path, ids: NDArray[np.int64], **cache: Any) -> F32:
@@ -110,9 +110,9 @@ def test_with_the_plan_kl_divergence_falls_tenfold(loud: Path) -> None:
 
 def test_only_the_layers_with_loud_biases_are_changed(loud: Path) -> None:
     with open_gguf(loud) as gguf:
-        plan = plan_layers(gguf, MIXED)
+        plan = plan_layers(HeadStatistics(gguf), MIXED)
         as_set = CachePlan.of(MIXED, N_LAYERS).layers
-        assert plan_cache(gguf, MIXED).layers == tuple(p.format for p in plan)
+        assert plan_cache(HeadStatistics(gguf), MIXED).layers == tuple(p.format for p in plan)
     for i, p in enumerate(plan):
         assert p.layer == i and p.changed == (i in LOUD) == (p.format != as_set[i])
         assert (p.format.type_v, p.format.rotate_v) == ("q4_0", True), "values stay as they are"
@@ -145,7 +145,7 @@ def test_settings_win_over_the_plan(loud: Path) -> None:
     ):  # fmt: skip
         assert layers_of(loud, config) == CachePlan.of(config, N_LAYERS).layers
         with open_gguf(loud) as gguf:
-            assert not any(p.changed or p.losses for p in plan_layers(gguf, config))
+            assert not any(p.changed or p.losses for p in plan_layers(HeadStatistics(gguf), config))
     with pytest.raises(ConfigError, match="kv_plan 'yes' must be one of auto, off"):
         KVCacheConfig(kv_plan="yes")
 
@@ -166,7 +166,7 @@ def unchanged(path: Path) -> None:
     for rotate in ("auto", "on", "off"):
         config = KVCacheConfig(mixed_kv_cache=True, rotate=rotate)
         with open_gguf(path) as gguf:
-            plan = plan_layers(gguf, config)
+            plan = plan_layers(HeadStatistics(gguf), config)
         assert [p.format for p in plan] == list(CachePlan.of(config, len(plan)).layers)
         assert all(list(p.losses) == ["q4_0" + " rotated" * (rotate != "off")] for p in plan), "predicted, and harmless"
 
@@ -187,7 +187,7 @@ def test_quantizing_that_saves_nothing_is_said(
 ) -> None:
     """2 KV heads, K and V: a block of 32 takes 18 or 34 bytes, however few of its numbers are in use."""
     with open_gguf(random_llama(tmp_path / "a.gguf", head_dim=head_dim)) as gguf:
-        for p in plan_layers(gguf, KVCacheConfig(**settings)):
+        for p in plan_layers(HeadStatistics(gguf), KVCacheConfig(**settings)):
             assert note in p.why and ("saves no memory" in p.why) == bool(note)
 
 
@@ -224,7 +224,8 @@ def test_the_prediction_holds_on_real_text(layer: LayerFormat) -> None:
     llm = mixkv.load(n_threads=1, dense=True)
     n, half = 192, len(PROSE) // 2
     with open_gguf(demo_model()) as gguf:
-        drawn = [sample_heads(gguf, llm.config, i) for i in range(llm.config.n_layers)]
+        heads = HeadStatistics(gguf)
+        drawn = [heads.sample(i) for i in range(llm.config.n_layers)]
     for sample, (q, k), (_, other) in zip(drawn, heads_of(llm, PROSE, n), heads_of(llm, PROSE[half:], n), strict=True):
         assert sample is not None
         real = score_loss(HeadSample(q[8:], k[8:], other[8:], 0, 0), layer, llm.config.attention_scale)
@@ -254,10 +255,10 @@ def test_only_slices_are_dequantized_and_it_is_quick(tmp_path: Path) -> None:
     path = random_llama(tmp_path / "wide.gguf", n_embd=2048, head_dim=64, n_heads=32, n_kv_heads=8, n_layers=1, n_ff=16)
     with open_gguf(path) as gguf:
         start = time.process_time()
-        plan_layers(gguf, MIXED)
+        plan_layers(HeadStatistics(gguf), MIXED)
         assert time.process_time() - start < 0.5
         tracemalloc.start()
-        plan_layers(gguf, MIXED)
+        plan_layers(HeadStatistics(gguf), MIXED)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 6 << 20
@@ -287,6 +288,6 @@ def test_weights_that_tell_nothing_change_nothing(tmp_path: Path, damage: Any) -
     damage(tensors)
     with open_gguf(write_gguf(tmp_path / "broken.gguf", metadata, tensors)) as gguf, warnings.catch_warnings():
         warnings.simplefilter("error")
-        plan = plan_layers(gguf, MIXED)
+        plan = plan_layers(HeadStatistics(gguf), MIXED)
     assert not any(p.changed for p in plan)
     assert plan[1].losses, "the other layer is planned as ever"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +38,7 @@ def continuation(llm: mixkv.LLM) -> list[tuple[int, float, Any]]:
 
 def next_logits(llm: mixkv.LLM) -> np.ndarray:
     """Those after one more token."""
-    return llm._sequence.feed([5])[0]
+    return llm.sequence.feed([5])[0]
 
 
 CACHES: dict[str, dict[str, Any]] = {
@@ -200,60 +198,3 @@ class TestConversion:
         (tmp_path / "s").write_bytes(data)
         with pytest.raises(SessionError, match="checksum"):
             filled(path, 3, **MIXED).load_session(tmp_path / "s", convert=True)
-
-
-class TestWriting:
-    """The old file or the new one, never a torn one."""
-
-    def failing(self, llm: mixkv.LLM, session: Path, words: str) -> None:
-        session.write_bytes(b"the old file")
-        with pytest.raises(SessionError, match=words):
-            llm.save_session(session)
-        assert session.read_bytes() == b"the old file"
-        assert [p.name for p in session.parent.iterdir()] == [session.name], "a temporary file was left"
-        llm.save_session(session)
-        assert filled(llm.path, 3, **MIXED).load_session(session) == 150
-
-    def test_no_space(self, path: Path, tmp_path: Path) -> None:
-        """The file grows to a limit that the operating system sets, as on a full disk."""
-        resource = pytest.importorskip("resource")
-        llm, soft = filled(path, 150, **MIXED), resource.getrlimit(resource.RLIMIT_FSIZE)
-        session = tmp_path / "s"
-        session.write_bytes(b"the old file")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, soft[1]))
-        try:
-            with pytest.raises(SessionError, match="File too large; nothing was changed"):
-                llm.save_session(session)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, soft)
-        assert session.read_bytes() == b"the old file" and len(list(tmp_path.iterdir())) == 1
-
-    @pytest.mark.parametrize("call", ["fsync", "replace"])
-    def test_a_disk_that_fails_late(
-        self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-    ) -> None:
-        def fail(*_: object) -> None:
-            monkeypatch.undo()
-            raise OSError(errno.EIO, "Input/output error")
-
-        monkeypatch.setattr(*((os, "fsync", fail) if call == "fsync" else (Path, "replace", fail)))
-        self.failing(filled(path, 150, **MIXED), tmp_path / "s", "Input/output error")
-
-    def test_interrupted(self, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(_: int) -> None:
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(os, "fsync", fail)
-        with pytest.raises(KeyboardInterrupt):
-            filled(path, 20).save_session(tmp_path / "s")
-        assert list(tmp_path.iterdir()) == []
-
-    def test_paths_that_cannot_be_written(self, path: Path, tmp_path: Path) -> None:
-        """A rename over a device or a pipe would replace it: /dev/null is gone once root saves there."""
-        llm = filled(path, 20)
-        pipe = tmp_path / "pipe"
-        os.mkfifo(pipe)
-        for target in (tmp_path / "no" / "folder", tmp_path, pipe, Path("/dev/null")):
-            with pytest.raises(SessionError, match="cannot write the session"):
-                llm.save_session(target)
-        assert pipe.is_fifo() and Path("/dev/null").is_char_device()

@@ -114,7 +114,8 @@ def without(name: str) -> Callable[[dict[str, Any]], None]:
 
 
 NONSENSE: dict[str, Callable[[dict[str, Any]], None]] = {
-    "version": with_field("version", 2),
+    "version-before": with_field("version", 1),
+    "version-after": with_field("version", 3),
     "n-negative": with_field("n", -1),
     "n-2^31": with_field("n", 2**31),
     "n-2^62": with_field("n", 2**62),

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mixkv.engine.atomic_file import writing
 from mixkv.engine.evaluate.perplexity import PerplexityRow
 from mixkv.kernels.errors import ConfigError
 
@@ -55,7 +56,5 @@ def plot_rows(path: Path, rows: Sequence[PerplexityRow], title: str) -> None:
         over_bytes.set_yscale("log")
         over_depth.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     figure.suptitle(title, fontsize=11)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise ConfigError(f"cannot write the picture {path}: {error.strerror or error}") from None
+    with writing(path, "picture", ConfigError) as file:
+        figure.savefig(file, format=path.suffix[1:].lower())

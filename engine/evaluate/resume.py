@@ -1,15 +1,12 @@
 """What a perplexity run has measured so far, and the file that keeps it between two calls.
 
-The file is a NumPy archive with a JSON key that says what was measured; it is written under a temporary name, synced
-and renamed after each window, so a kill at any moment leaves the last whole window.
+The file is a NumPy archive with a JSON key that says what was measured; it is replaced as a whole after each window,
+so a kill at any moment leaves the last whole window.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mixkv.engine.atomic_file import writing
 from mixkv.engine.evaluate.divergence import F64, Scores
 from mixkv.kernels.errors import SessionError
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -131,18 +129,5 @@ class ResumeFile:
     def write(self, progress: Progress) -> None:
         """Replace the file: the old one or the new one is there at any moment."""
         key = json.dumps({"version": VERSION, **asdict(self.key)})
-        temporary = None
-        try:
-            with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.", delete=False) as file:
-                temporary = Path(file.name)
-                np.savez(file, key=np.array(key), **{f.name: getattr(progress, f.name) for f in fields(Progress)})
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-            temporary = None
-        except OSError as error:
-            raise SessionError(f"cannot write the resume file {self.path}: {error.strerror or error}") from None
-        finally:
-            if temporary is not None:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
+        with writing(self.path, "resume file", SessionError) as file:
+            np.savez(file, key=np.array(key), **{f.name: getattr(progress, f.name) for f in fields(Progress)})
