@@ -84,7 +84,7 @@ _FAMILIES: dict[str, PreTokenizerRule] = {
             r"[\r\n]",
             _CASED_LETTERS,
             "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-            r"\s+$",
+            r"(?<!\s)\s+$",  # `\s+$`, tried once for a run of spaces and not at each of them, which is quadratic
             _CJK_KOREAN,
             r"\p{N}+",
         ]

@@ -135,7 +135,7 @@ def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
         scores=gguf.array(key("scores"), np.float32, np.int32) if key("scores") in meta else None,
         merges=gguf.strings(key("merges")) if key("merges") in meta else None,
         pre=pre,
-        special=read_special_ids(gguf, model, pre, len(tokens)),
+        special=read_special_ids(gguf, model, pre, len(tokens)) if tokens else None,
         add_bos=flag("add_bos_token"),
         add_eos=flag("add_eos_token"),
         add_space_prefix=flag("add_space_prefix"),
