@@ -35,8 +35,8 @@ class Llama:
     """Llama 1 to 3.x, Mistral, TinyLlama, SmolLM, Granite Code and whatever else is stored as architecture `llama`."""
 
     architecture: ClassVar[str] = "llama"
-    models: ClassVar[str] = "Llama 1-3.x, Mistral, TinyLlama, SmolLM"
-    features: ClassVar[str] = "grouped queries, tied embeddings, `rope_freqs`, linear and YaRN scaling"
+    models: ClassVar[str] = "Llama 1-3.x, Mistral, TinyLlama, SmolLM, Granite Code"
+    features: ClassVar[str] = "grouped queries, tied embeddings, `rope_freqs`, linear and YaRN scaling, biases"
     interleaved_rope: ClassVar[bool] = True
     has_qk_norm: ClassVar[bool] = False
     biases: ClassVar[tuple[str, ...]] = ()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import PreTokenizer, Sequence, Split
 
-from mixkv.engine.tokenizer.pretokenizers import RULES, pre_tokenizer
+from mixkv.engine.tokenizer.pretokenizers import RULES, find_rule, pre_tokenizer
 
 DIFFERENT = {tuple(rule.expressions): name for name, rule in RULES.items()}  # one name for each list of expressions
 RUNS = [" ", "\n", "\r\n", "\t", "\u3000", "\u2028", "a", "A", "aA", "\u01c5", "7", "!", "'s", "\u4e2d", "\uac00",
@@ -30,8 +30,8 @@ def test_every_pre_tokenizer_keeps_the_text(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(DIFFERENT.values()))
 def test_no_run_of_characters_takes_long(name: str) -> None:
-    """`deepseek-llm` took 9 s for 40,000 spaces before a digit, four times as long for twice as many: `\\s+$` was tried at
-    each of them. Every class of characters, with each end that can break a match off at the last moment."""
+    """`deepseek-llm` took 9 s for 40,000 spaces before a digit, four times as long for twice as many: `\\s+$` was tried
+    at each of them. Every class of characters, with each end that can break a match off at the last moment."""
     cut = pre_tokenizer(RULES[name]).pre_tokenize_str
     for run in RUNS:
         for end in ENDS:
@@ -41,6 +41,21 @@ def test_no_run_of_characters_takes_long(name: str) -> None:
             seconds = time.process_time() - start
             assert seconds < 3, f"{run!r} with {end!r} behind: {seconds:.0f} s"
             assert sum(len(piece) for piece, _ in pieces) == len(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "same"), [("kormo", "qwen2"), ("f2llmv2", "qwen2"), ("jina-v5-nano", "llama-bpe"), ("talkie", "gpt-4o")]
+)
+def test_names_that_mean_the_same(name: str, same: str) -> None:
+    """Files with newer names were cut by the default rule, with a warning."""
+    assert find_rule(name) == find_rule(same)
+
+
+def test_minicpm5_cuts_numbers_in_threes() -> None:
+    """MiniCPM 5 is stored as `llama` and was cut by the default rule, which keeps longer words apart."""
+    rule = find_rule("minicpm5")
+    cuts = [piece for piece, _ in pre_tokenizer(rule).pre_tokenize_str("It's 12345 fooBar!\n\nx")]
+    assert cuts == ["It", "'s", " ", "123", "45", " fooBar", "!\n\n", "x"] and rule.ignore_merges
 
 
 def rule_of(expressions: list[str]) -> PreTokenizer:

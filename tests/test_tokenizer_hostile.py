@@ -217,12 +217,11 @@ def test_bytes_without_a_token_are_left_out_and_named(tmp_path: Path) -> None:
 
 def test_bytes_are_counted_behind_user_defined_tokens_of_merges(tmp_path: Path) -> None:
     """Such a token prints what the file writes ("\u0120hello"), which is longer than the bytes it stands for."""
-    tokens = ["[no !]" if token == "!" else token for token in BPE_TOKENS]
+    tokens = ["[no d]" if token == "d" else token for token in BPE_TOKENS]
     types = changed(BPE_TYPES, BPE_TOKENS.index("\u0120hello"), 4)
-    merges = [*BPE_MERGES[:5], "\u0120hello !"]
-    tokens[-1] = "\u0120hello!"
-    bpe = tokenizer_of(tmp_path, bpe_metadata(tokens=tokens, token_type=types, merges=merges, pre="bloom"))
-    assert left_out(bpe, "hello hello!? hello!", "for a byte of the text .the first is 0x21|for 2 bytes.*0x21")
+    bpe = tokenizer_of(tmp_path, bpe_metadata(tokens=tokens, token_type=types, merges=BPE_MERGES[:5]))
+    ids = left_out(bpe, "x hellod", r"for a byte of the text \(the first is 0x64")
+    assert ids == [BPE_TOKENS.index("x"), BPE_TOKENS.index("\u0120hello")]
 
 
 @pytest.mark.parametrize("pre", ["no-such-rule", None])
@@ -249,6 +248,7 @@ def test_long_runs_take_no_time(tmp_path: Path, kind: str, char: str) -> None:
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data(), kind=st.sampled_from(["spm", "bpe"]))
+@pytest.mark.filterwarnings("ignore::mixkv.kernels.errors.MixkvWarning")
 def test_random_damage_gives_a_typed_error_or_a_working_tokenizer(
     tmp_path: Path, data: st.DataObject, kind: str
 ) -> None:
