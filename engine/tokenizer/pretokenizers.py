@@ -75,9 +75,7 @@ _FAMILIES: dict[str, PreTokenizerRule] = {
     "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2": PreTokenizerRule(_QWEN2),
     "qwen35": PreTokenizerRule([_like_llama3(r"\p{N}", r"[\p{L}\p{M}]", r"[^\s\p{L}\p{M}\p{N}]+[\r\n]*")]),
     "gpt-2 phi-2 mpt olmo jais gigachat jina-es jina-de jina-v2-es jina-v2-de a.x-4.0 mellum exaone4 trillion "
-    "granite-docling modern-bert": (
-        PreTokenizerRule([_GPT2])
-    ),
+    "granite-docling modern-bert": (PreTokenizerRule([_GPT2])),
     "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": PreTokenizerRule(_STARCODER),
     "falcon": PreTokenizerRule([r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"]),
     "deepseek-llm": PreTokenizerRule(
