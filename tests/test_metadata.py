@@ -249,20 +249,3 @@ def test_a_prompt_that_is_to_be_continued_ends_without_eos(tmp_path: Path) -> No
     for turn in ("the", "and the"):
         "".join(conversation.ask(turn))
         assert conversation.last is not None and 2 not in conversation.last.prompt
-
-
-def test_a_chat_goes_on_where_a_byte_has_no_token(tmp_path: Path) -> None:
-    """One such byte in a line ended the whole conversation."""
-    meta, tensors = tiny_llama()
-    tokens: list[str] = meta["tokenizer.ggml.tokens"]  # type: ignore[assignment]
-    types: np.ndarray = meta["tokenizer.ggml.token_type"].copy()  # type: ignore[attr-defined]
-    tokens[tokens.index("<0x1D>")] = "[nothing]"
-    types[tokens.index("[nothing]")], types[0] = 1, 3  # and no unknown token to stand for it
-    meta |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
-    llm = mixkv.load(write_gguf(tmp_path / "m.gguf", meta, tensors), n_ctx=128, n_threads=1)
-    conversation = Conversation(llm, "", SamplingParams(max_tokens=2, temperature=0.0), parse_special=False)
-    "".join(conversation.ask("hello"))
-    with pytest.warns(mixkv.MixkvWarning, match="no token for a byte of the text .the first is 0x1D"):
-        "".join(conversation.ask("press \x1d now"))
-    "".join(conversation.ask("how are you"))
-    assert conversation.last is not None and conversation.last.stats.reused_tokens > 0

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizer_vocabs import BPE_MERGES, bpe_metadata, spm_metadata, tokenizer_of
 
-from mixkv.engine.tokenizer import StreamDetokenizer, Tokenizer
+from mixkv.engine.tokenizer import StreamDetokenizer
 from mixkv.kernels.errors import GGUFError, MixkvError, MixkvWarning, TokenizerError
 
 SPM_TOKENS: list[str] = spm_metadata()["tokenizer.ggml.tokens"]  # type: ignore[assignment]
@@ -128,25 +128,6 @@ def test_empty_tokens_stand_in_no_text(tmp_path: Path) -> None:
     assert spm.piece(290) == b"" and spm.token_to_id("") is None
 
 
-def left_out(tokenizer: Tokenizer, text: str, words: str) -> list[int]:
-    """Ids of a text that the vocabulary does not cover: one warning for it all, and the rest is there."""
-    with pytest.warns(MixkvWarning, match=words) as caught:
-        ids = tokenizer.encode(text, add_special=False)
-    assert len(caught) == 1 and "\n" not in str(caught[0].message)
-    return ids
-
-
-def test_spm_without_bytes_uses_the_unknown_token_or_leaves_out(tmp_path: Path) -> None:
-    """A text with one such character was refused whole."""
-    tokens = [*SPM_TOKENS[:3], *(f"[{i}]" for i in range(256)), *SPM_TOKENS[259:]]
-    types = np.where(SPM_TYPES == 6, 1, SPM_TYPES).astype(np.int32)
-    spm = tokenizer_of(tmp_path, spm_metadata(tokens=tokens, token_type=types))
-    assert spm.encode("hello\u00e9", add_special=False) == [287, 0, 0]
-    without = tokenizer_of(tmp_path, spm_metadata(tokens=tokens, token_type=changed(types, 0, 1)))
-    ids = left_out(without, "\u00e9hello\nhello\u4e2d", r"no token for 5 bytes of the text \(the first is 0xC3, in")
-    assert ids == [263, 285, 271, 259, 287]
-
-
 @pytest.mark.parametrize("kind", [1, 5])
 def test_bytes_marked_as_ordinary_tokens_are_bytes(tmp_path: Path, kind: int) -> None:
     types = np.where(SPM_TYPES == 6, kind, SPM_TYPES).astype(np.int32)
@@ -196,32 +177,6 @@ def test_spm_never_builds_a_control_token(tmp_path: Path) -> None:
     spm = tokenizer_of(tmp_path, spm_metadata(token_type=changed(SPM_TYPES, 287, 3)))
     assert 287 not in spm.encode("hello")
     assert spm.encode("\u2581hello", parse_special=True) == [1, 287]
-
-
-def test_bytes_without_a_token_are_left_out_and_named(tmp_path: Path) -> None:
-    """SmolLM2 has no token for eight bytes; one of them in a line ended a whole chat. llama.cpp drops the byte."""
-    tokens = ["[no A]" if token == "A" else "[no d]" if token == "d" else token for token in BPE_TOKENS]
-    bpe = tokenizer_of(tmp_path, bpe_metadata(tokens=tokens))
-    assert bpe.encode("hello") == [259]
-    b, c = bpe.encode("BC")
-    for _ in range(2):  # a word that was seen before is counted again
-        assert left_out(bpe, "ABC hello A", r"for 2 bytes of the text \(the first is 0x41, in 'ABC hello A'\)") == [
-            b, c, *bpe.encode(" hello "),
-        ]  # fmt: skip
-    assert left_out(bpe, "A", "for a byte of the text") == []
-    assert bpe.encode("ld") == [BPE_TOKENS.index("ld")]  # no token itself, but merged into one
-    assert left_out(bpe, "<tool>d", "0x64") == bpe.encode("<tool>")
-    hidden = tokenizer_of(tmp_path, bpe_metadata(token_type=changed(BPE_TYPES, BPE_TOKENS.index("A"), 3)))
-    assert left_out(hidden, "ABC", "0x41") == [b, c]
-
-
-def test_bytes_are_counted_behind_user_defined_tokens_of_merges(tmp_path: Path) -> None:
-    """Such a token prints what the file writes ("\u0120hello"), which is longer than the bytes it stands for."""
-    tokens = ["[no d]" if token == "d" else token for token in BPE_TOKENS]
-    types = changed(BPE_TYPES, BPE_TOKENS.index("\u0120hello"), 4)
-    bpe = tokenizer_of(tmp_path, bpe_metadata(tokens=tokens, token_type=types, merges=BPE_MERGES[:5]))
-    ids = left_out(bpe, "x hellod", r"for a byte of the text \(the first is 0x64")
-    assert ids == [BPE_TOKENS.index("x"), BPE_TOKENS.index("\u0120hello")]
 
 
 @pytest.mark.parametrize("pre", ["no-such-rule", None])
