@@ -152,7 +152,7 @@ class Conversation:
             self._keep(ids, generation)
 
     def _opening(self, text: str) -> list[int]:
-        return self.llm.tokenizer.encode(self.system + text, parse_special=self.parse_special)
+        return self.llm.tokenizer.encode(self.system + text, add_eos=False, parse_special=self.parse_special)
 
     def _continuation(self, text: str) -> list[int]:
         """Ids of text that goes on: without the BOS and the space that tokenizers put in front of a beginning."""

@@ -152,12 +152,12 @@ class LLM:
     # What it does
 
     def tokenize(self, prompt: Prompt, *, parse_special: bool = False) -> list[int]:
-        """Ids of a prompt, BOS in front where the model wants it; ids are checked and passed through.
+        """Ids of a prompt, BOS in front where the model wants it, never EOS behind; ids are checked and passed through.
 
         InputError for an empty prompt, ids out of range, or more tokens than the context has (it says both lengths).
         """
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, parse_special=parse_special) if prompt else []
+            ids = self.tokenizer.encode(prompt, add_eos=False, parse_special=parse_special) if prompt else []
         else:
             ids = _checked_ids(prompt, self.config.n_vocab)
         if not ids:

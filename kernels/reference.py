@@ -170,18 +170,25 @@ class NormQKV:
 
 
 class NormFFN:
-    """The second half of a layer: x + down(silu(gate h) * up h), h = rms_norm(x) (SwiGLU, Shazeer 2020)."""
+    """The second half of a layer: x + down(silu(gate h) * up h), h = rms_norm(x) (SwiGLU, Shazeer 2020).
 
-    def __init__(self, *, norm: F32, eps: float, gate: Weight, up: Weight, down: Weight) -> None:
+    gate_bias, up_bias, down_bias: added to the products where given.
+    """
+
+    def __init__(
+        self, *, norm: F32, eps: float, gate: Weight, up: Weight, down: Weight,
+        gate_bias: F32 | None = None, up_bias: F32 | None = None, down_bias: F32 | None = None,
+    ) -> None:  # fmt: skip
         self.norm, self.eps, self.gate, self.up, self.down = norm, eps, gate, up, down
+        self.gate_bias, self.up_bias, self.down_bias = gate_bias, up_bias, down_bias
 
     def __call__(self, x: F32) -> F32:
         """x (n, dim) -> (n, dim), the residual included."""
         h = rms_norm(x, self.norm, self.eps)
-        g = linear(h, self.gate)
+        g = linear(h, self.gate, self.gate_bias)
         with np.errstate(over="ignore"):  # exp of a large -g overflows to inf, and silu is then exactly 0
-            g = g / (1 + np.exp(-g)) * linear(h, self.up)
-        return linear(g, self.down, residual=x)
+            g = g / (1 + np.exp(-g)) * linear(h, self.up, self.up_bias)
+        return linear(g, self.down, self.down_bias, x)
 
 
 class Head:

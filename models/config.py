@@ -1,6 +1,7 @@
 """ModelConfig: the hyper-parameters of a decoder, read from GGUF metadata and checked before anything is built on them.
 
-Keys are `{architecture}.{key}`; defaults are those of llama.cpp where a file may leave a key out.
+Keys are `{architecture}.{key}`; defaults are those of llama.cpp where a file may leave a key out (docs/metadata.md has
+the table).
 """
 
 from __future__ import annotations
@@ -55,21 +56,24 @@ def read_config(gguf: GGUFFile) -> ModelConfig:
             raise fail(key, f"is {value}, but must lie in {least} to {most}")
         return value
 
-    def heads(key: str, default: int | None = None) -> int:
-        """A head count; some files give one for each layer, which is fine as long as they agree."""
-        if gguf.metadata.length(f"{arch}.{key}") is None:
+    def of_every_layer(key: str, default: int | None = None) -> int:
+        """A size that some files give once for each layer, which is fine as long as they agree."""
+        length = gguf.metadata.length(f"{arch}.{key}")
+        if length is None:
             return size(key, default)
-        counts = set(gguf.array(f"{arch}.{key}", np.uint32, np.int32).tolist())
-        if len(counts) != 1:
-            raise fail(key, f"differs from layer to layer ({sorted(counts)[:4]}), which is not supported")
-        (count,) = counts
-        if not 1 <= count <= MAX_DIM:
-            raise fail(key, f"is {count}, but must lie in 1 to {MAX_DIM}")
-        return int(count)
+        if length != n_layers:
+            raise fail(key, f"has {length} numbers for {n_layers} layers")
+        values = sorted(set(gguf.array(f"{arch}.{key}", np.uint32, np.int32).tolist()))
+        if len(values) != 1:
+            raise fail(key, f"differs from layer to layer ({values[:4]}), which is not supported")
+        if not 1 <= values[0] <= MAX_DIM:
+            raise fail(key, f"is {values[0]}, but must lie in 1 to {MAX_DIM}")
+        return int(values[0])
 
+    n_layers = size("block_count", most=MAX_LAYERS)
     n_embd = size("embedding_length")
-    n_heads = heads("attention.head_count")
-    n_kv_heads = heads("attention.head_count_kv", n_heads)
+    n_heads = of_every_layer("attention.head_count")
+    n_kv_heads = of_every_layer("attention.head_count_kv", n_heads)
     if n_heads % n_kv_heads:
         raise fail("attention.head_count", f"{n_heads} is not a multiple of head_count_kv {n_kv_heads}")
     if n_embd % n_heads and f"{arch}.attention.key_length" not in gguf.metadata:
@@ -80,6 +84,11 @@ def read_config(gguf: GGUFFile) -> ModelConfig:
         raise fail("attention.layer_norm_rms_epsilon", f"is {rms_eps}, but must be a small positive number")
     if gguf.uint(f"{arch}.expert_count", 0):
         raise fail("expert_count", "is not 0: mixture-of-experts models are not supported")
+    if not gguf.bool(f"{arch}.attention.causal", True):
+        raise GGUFError(
+            f"{gguf.path}: {arch}.attention.causal is false: the model embeds text and cannot continue it; "
+            "use one that generates"
+        )
     if "token_embd.weight" not in gguf.tensors:
         raise GGUFError(f"{gguf.path}: tensor 'token_embd.weight' is missing; this file holds no whole model")
     n_ctx_train = size("context_length", most=1 << 31)
@@ -87,9 +96,9 @@ def read_config(gguf: GGUFFile) -> ModelConfig:
         architecture=arch,
         name=gguf.str("general.name", "") or gguf.path.stem,
         n_ctx_train=n_ctx_train,
-        n_layers=size("block_count", most=MAX_LAYERS),
+        n_layers=n_layers,
         n_embd=n_embd,
-        n_ff=size("feed_forward_length"),
+        n_ff=of_every_layer("feed_forward_length"),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         head_dim_k=head_dim,

@@ -26,11 +26,11 @@ class Block:
 
 
 class Llama:
-    """Llama 1 to 3.x, Mistral, TinyLlama, SmolLM and whatever else is stored as architecture `llama`."""
+    """Llama 1 to 3.x, Mistral, TinyLlama, SmolLM, Granite Code and whatever else is stored as architecture `llama`."""
 
     architecture: ClassVar[str] = "llama"
-    models: ClassVar[str] = "Llama 1-3.x, Mistral, TinyLlama, SmolLM"
-    features: ClassVar[str] = "grouped queries, tied embeddings, `rope_freqs`, linear and YaRN scaling"
+    models: ClassVar[str] = "Llama 1-3.x, Mistral, TinyLlama, SmolLM, Granite Code"
+    features: ClassVar[str] = "grouped queries, tied embeddings, `rope_freqs`, linear and YaRN scaling, biases"
     interleaved_rope: ClassVar[bool] = True
     has_qk_norm: ClassVar[bool] = False
     biases: ClassVar[tuple[str, ...]] = ()
@@ -92,6 +92,9 @@ class Llama:
                 gate=weights.matrix(prefix + "ffn_gate.weight", c.n_ff, dim),
                 up=weights.matrix(prefix + "ffn_up.weight", c.n_ff, dim),
                 down=weights.matrix(prefix + "ffn_down.weight", dim, c.n_ff),
+                gate_bias=bias("ffn_gate", c.n_ff),
+                up_bias=bias("ffn_up", c.n_ff),
+                down_bias=bias("ffn_down", dim),
             ),
         )
 

@@ -19,13 +19,13 @@ from mixkv.models.gguf import GGUFFile
 class RopeConfig:
     """Metadata of RoPE: `n_rot` dimensions turn, with base `freq_base`; `scaling` is none, linear or yarn.
 
-    factor: how many times longer than `n_ctx_orig` the context is. attn_factor, beta_fast, beta_slow, ext_factor:
-    YaRN's parameters (Peng et al. 2023).
+    factor: how many times longer than `n_ctx_orig` the context is. beta_fast, beta_slow, ext_factor: YaRN's parameters
+    (Peng et al. 2023); attn_factor multiplies cos and sin whatever the scaling.
     """
 
     n_rot: int
     freq_base: float = 10000.0
-    scaling: str = "none"
+    scaling: str = "linear"
     factor: float = 1.0
     n_ctx_orig: int = 0
     attn_factor: float = 1.0
@@ -40,8 +40,14 @@ class RopeConfig:
 
         def positive(name: str, default: float) -> float:
             value = gguf.float(f"{key}.{name}", default)
-            if not (math.isfinite(value) and value > 0):
+            if value <= 0:
                 raise GGUFError(f"{gguf.path}: {key}.{name} is {value}, but must be a positive number")
+            return value
+
+        def at_least_0(name: str, default: float) -> float:
+            value = gguf.float(f"{key}.{name}", default)
+            if value < 0:
+                raise GGUFError(f"{gguf.path}: {key}.{name} is {value}, but must not be negative")
             return value
 
         n_rot = gguf.uint(f"{key}.dimension_count", head_dim)
@@ -49,23 +55,26 @@ class RopeConfig:
             raise GGUFError(
                 f"{gguf.path}: {key}.dimension_count is {n_rot}, but must be even and at most head_dim = {head_dim}"
             )
-        linear = positive("scale_linear", 1.0)  # how files of 2023 spelled linear scaling
-        scaling = gguf.str(f"{key}.scaling.type", "none" if linear == 1.0 else "linear")
+        scaling = gguf.str(f"{key}.scaling.type", "linear")  # a factor without a type is a linear one
         if scaling not in ("none", "linear", "yarn"):
             raise GGUFError(f"{gguf.path}: {key}.scaling.type {scaling!r} is not supported: none, linear and yarn are")
+        # Files of 2023 spelled the factor `scale_linear`; 0 says that there is none.
+        factor = "scaling.factor" if f"{key}.scaling.factor" in gguf.metadata else "scale_linear"
+        scale = at_least_0(factor, 1.0) or 1.0
         freq_base = positive("freq_base", 10000.0)
         if scaling == "yarn" and freq_base <= 1:
             raise GGUFError(f"{gguf.path}: {key}.freq_base is {freq_base}, but YaRN's wavelengths need more than 1")
+        ext_factor = gguf.float(f"{key}.scaling.yarn_ext_factor", 1.0)  # negative: unset, as llama.cpp writes it
         return cls(
             n_rot=n_rot,
             freq_base=freq_base,
             scaling=scaling,
-            factor=positive("scaling.factor", linear) if scaling != "none" else 1.0,
+            factor=scale if scaling != "none" else 1.0,
             n_ctx_orig=gguf.uint(f"{key}.scaling.original_context_length", 0) or n_ctx_train,
             attn_factor=positive("scaling.attn_factor", 1.0),
             beta_fast=positive("scaling.yarn_beta_fast", 32.0),
             beta_slow=positive("scaling.yarn_beta_slow", 1.0),
-            ext_factor=positive("scaling.yarn_ext_factor", 1.0),
+            ext_factor=ext_factor if ext_factor >= 0 else 1.0,
         )
 
     def inv_freq(self, freq_factors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -85,8 +94,11 @@ class RopeConfig:
 
     @property
     def magnitude(self) -> float:
-        """Factor on cos and sin: YaRN's attention temperature, attn_factor (1 + 0.1 ln factor)."""
-        if self.scaling != "yarn":
+        """Factor on cos and sin: YaRN's attention temperature, attn_factor (1 + 0.1 ln factor).
+
+        The temperature belongs to contexts that are longer (factor > 1) and to frequencies that are kept (ext_factor).
+        """
+        if self.scaling != "yarn" or self.ext_factor == 0 or self.factor <= 1:
             return self.attn_factor
         return self.attn_factor * (1.0 + 0.1 * math.log(self.factor))
 

@@ -71,7 +71,7 @@ def vocabulary_of(change: int) -> Callable[[Model], None]:
 CASES: dict[str, tuple[Callable[[Model], None], str]] = {
     "no-architecture": (without_keys("general.architecture"), "general.architecture"),
     "unknown-architecture": (with_key("general.architecture", "mamba"), "'mamba' is not supported: llama, qwen2"),
-    "architecture-of-another-file": (with_key("general.architecture", "qwen2"), "qwen2.embedding_length"),
+    "architecture-of-another-file": (with_key("general.architecture", "qwen2"), "qwen2.block_count"),
     "block_count-0": (with_key("llama.block_count", 0), "block_count is 0"),
     "block_count-2^31": (with_key("llama.block_count", 2**31), "block_count is 2147483648"),
     "block_count-513": (with_key("llama.block_count", 513), "block_count is 513"),
@@ -104,7 +104,8 @@ CASES: dict[str, tuple[Callable[[Model], None], str]] = {
     "freq_base-0": (with_key("llama.rope.freq_base", 0.0), "freq_base is 0"),
     "freq_base-negative": (with_key("llama.rope.freq_base", -10000.0), "freq_base is -10000"),
     "scaling-unknown": (with_keys(type="magic"), "'magic' is not supported"),
-    "scaling-factor-0": (with_keys(type="linear", factor=0.0), "factor is 0"),
+    "scaling-factor-negative": (with_keys(type="linear", factor=-4.0), "factor is -4"),
+    "scaling-factor-nan": (with_keys(factor=NAN), "factor' is nan"),
     "yarn-base-1": (
         lambda model: model[0].update({"llama.rope.freq_base": 1.0, "llama.rope.scaling.type": "yarn"}), "freq_base"
     ),
@@ -131,7 +132,7 @@ CASES: dict[str, tuple[Callable[[Model], None], str]] = {
 TOKENIZERS: dict[str, tuple[Callable[[Model], None], str]] = {
     "unknown-tokenizer": (with_key("tokenizer.ggml.model", "t5"), "t5"),
     "scores-of-another-length": (with_key("tokenizer.ggml.scores", np.zeros(3, np.float32)), "scores"),
-    "special-id-out-of-range": (with_key("tokenizer.ggml.bos_token_id", 276), "276"),
+    "same-token-twice": (lambda model: model[0]["tokenizer.ggml.tokens"].__setitem__(260, "he"), "'he' twice"),
 }
 
 
@@ -183,6 +184,7 @@ HARMLESS: dict[str, Callable[[Model], None]] = {
     "rope-of-no-dimension": with_key("llama.rope.dimension_count", 0),
     "rope-of-some-dimensions": with_key("llama.rope.dimension_count", 4),
     "heads-by-layer-all-equal": with_key("llama.attention.head_count_kv", np.array([2, 2], np.uint32)),
+    "linear-scaling-by-0": with_keys(type="linear", factor=0.0),
     "linear-scaling": with_keys(type="linear", factor=4.0),
     "yarn-original-context-0": with_keys(type="yarn", factor=4.0, original_context_length=0),
     "yarn-scaling": with_keys(type="yarn", factor=4.0, original_context_length=32),

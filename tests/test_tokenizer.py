@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,8 +136,27 @@ def test_flags_of_the_file_decide_what_is_added(tmp_path: Path) -> None:
 def test_pre_tokenizer_decides_bos_where_the_file_is_silent(tmp_path: Path) -> None:
     assert tokenizer_of(tmp_path, bpe_metadata(pre="llama-bpe")).encode("hello") == [268, 259]
     assert tokenizer_of(tmp_path, bpe_metadata(pre="qwen2")).encode("hello") == [259]
-    no_bos = tokenizer_of(tmp_path, bpe_metadata(pre="llama-bpe", bos_token_id=None))
-    assert no_bos.encode("hello") == [259]
+    no_bos = tokenizer_of(tmp_path, bpe_metadata(pre="chatglm-bpe", bos_token_id=None, add_bos_token=True))
+    assert no_bos.bos_id is None and no_bos.encode("hello") == [259]
+
+
+def test_ids_of_special_tokens_where_the_file_is_silent(tmp_path: Path) -> None:
+    """Old SPM files name no BOS: no token stood in front and the model answered nonsense. The ids are llama.cpp's."""
+    names = ("bos_token_id", "eos_token_id", "unknown_token_id")
+    for dropped in (names[:1], names):
+        for value in (None, 0xFFFFFFFF):
+            spm = tokenizer_of(tmp_path, spm_metadata(**dict.fromkeys(dropped, value)))
+            assert (spm.bos_id, spm.eos_id) == (1, 2) and spm.eog_ids == {2, 262} and spm.encode("hello") == [1, 287]
+    bpe = tokenizer_of(tmp_path, bpe_metadata(bos_token_id=None, eos_token_id=None, pre="llama-bpe"))
+    assert (bpe.bos_id, bpe.eos_id) == (11, 11) and bpe.eog_ids == {11, 268, 269}
+    assert bpe.encode("hello") == [11, 259] and not bpe.is_control(11)
+
+
+def test_a_vocabulary_without_the_default_ids_has_no_such_tokens(tmp_path: Path) -> None:
+    silent = dict.fromkeys(("bos_token_id", "eos_token_id", "unknown_token_id"))
+    lists = {"tokens": ["a", "\u2581"], "token_type": np.ones(2, np.int32), "scores": np.zeros(2, np.float32)}
+    small = tokenizer_of(tmp_path, spm_metadata(**lists, **silent))
+    assert (small.bos_id, small.eos_id, small.eog_ids) == (1, None, frozenset())
 
 
 def test_end_of_generation(spm: Tokenizer, bpe: Tokenizer, tmp_path: Path) -> None:
@@ -144,9 +164,25 @@ def test_end_of_generation(spm: Tokenizer, bpe: Tokenizer, tmp_path: Path) -> No
     assert bpe.eog_ids == {268, 269}
     named = tokenizer_of(tmp_path, spm_metadata(eot_token_id=290))
     assert named.eog_ids == {2, 262, 290}
+    for name in ("fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id", "eom_token_id"):
+        assert tokenizer_of(tmp_path, spm_metadata(**{name: 290})).eog_ids == {2, 262, 290}
+    for name in ("fim_pre_token_id", "fim_suf_token_id", "fim_mid_token_id", "prefix_token_id"):
+        assert tokenizer_of(tmp_path, spm_metadata(**{name: 290})).eog_ids == {2, 262}
     harmony = [*spm_metadata()["tokenizer.ggml.tokens"][:-3], "<|return|>", "<|call|>", "<|end|>"]  # type: ignore[index]
     # there <|end|> closes one message of an answer, not the answer
     assert tokenizer_of(tmp_path, spm_metadata(tokens=harmony)).eog_ids == {2, 262, 288, 289}
+    solar = [*harmony[:-3], "<|flush|>", "<|call|>", "<|end|>"]
+    assert tokenizer_of(tmp_path, spm_metadata(tokens=solar, eot_token_id=290)).eog_ids == {2, 262, 288, 289}
+
+
+def test_a_token_that_the_file_names_takes_the_place_of_one_known_by_its_text(tmp_path: Path) -> None:
+    """As in llama.cpp: `<PAD>` ended generations of a model whose file names another token for padding."""
+    tokens = [*spm_metadata()["tokenizer.ggml.tokens"][:-2], "<PAD>", "<MID>"]  # type: ignore[index]
+    known = tokenizer_of(tmp_path, spm_metadata(tokens=tokens))
+    assert known.eog_ids == {2, 262, 289} and known.is_control(289) and known.is_control(290)
+    keys = {"fim_pad_token_id": 280, "fim_mid_token_id": 281}
+    named = tokenizer_of(tmp_path, spm_metadata(tokens=tokens, **keys))
+    assert named.eog_ids == {2, 262, 280} and not any(named.is_control(i) for i in (280, 281, 289, 290))
 
 
 def test_control_looking_tokens_are_control_tokens_whatever_the_file_says(tmp_path: Path) -> None:

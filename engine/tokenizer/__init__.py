@@ -1,9 +1,10 @@
 """Text <-> token ids, from the vocabulary in a model file.
 
-Know before you change this room: `vocab.py` reads and checks the file's vocabulary, `base.py` cuts out special
-tokens, `spm.py` (by sentencepiece) and `bpe.py` (by `merges.py`) encode what lies between them, `detokenizer.py`
-streams text out. A new kind of vocabulary is a new subclass of Tokenizer and a line in `_KINDS`. The kinds are
-imported when a vocabulary asks for them: each brings a package that takes 10 ms to import.
+Know before you change this room: `vocab.py` reads and checks the file's vocabulary (`special.py`: the tokens that
+begin, end and steer a text), `base.py` cuts out special tokens, `spm.py` (by sentencepiece) and `bpe.py` (by
+`merges.py`) encode what lies between them, `detokenizer.py` streams text out. A new kind of vocabulary is a new
+subclass of Tokenizer and a line in `_KINDS`. The kinds are imported when a vocabulary asks for them: each brings a
+package that takes 10 ms to import.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Decoding is plain concatenation of bytes, so texts may be decoded in pieces and 
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from functools import cached_property
@@ -15,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, text_of
-from mixkv.kernels.errors import InputError
+from mixkv.kernels.errors import InputError, MixkvWarning
 
 _SPECIAL_TYPES = [TokenType.CONTROL, TokenType.UNKNOWN]
 
@@ -39,23 +40,30 @@ class Tokenizer(ABC):
         self._user_cuts = self._cuts(np.flatnonzero(types == TokenType.USER_DEFINED).tolist())
 
     @abstractmethod
-    def _encode_plain(self, text: str, after_special: bool) -> list[int]:
-        """Ids of non-empty text that holds no special token; `after_special`: nothing or one stands before it."""
+    def _encode_plain(self, text: str, after_special: bool, missing: bytearray) -> list[int]:
+        """Ids of non-empty text that holds no special token; `after_special`: nothing or one stands before it.
+
+        Bytes that the vocabulary has no token for are left out and appended to `missing`.
+        """
 
     @abstractmethod
     def _plain_piece(self, token: bytes, kind: int) -> bytes:
         """The bytes that a token of the vocabulary prints, for tokens that are neither special nor user-defined."""
 
-    def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = True, add_eos: bool = True, parse_special: bool = False
+    ) -> list[int]:
         """Ids of a text.
 
-        add_special: put BOS in front and EOS behind where the model wants them.
+        add_special: put BOS in front and EOS behind where the model wants them; add_eos=False: no EOS, for a text that
+        is to be continued.
         parse_special: control tokens written out in the text (`<|im_end|>`) become those tokens; otherwise they
         are text like any other.
-        Lone surrogates, which no UTF-8 text can hold, count as U+FFFD. Raises TokenizerError for text that the
-        vocabulary has no tokens for.
+        Lone surrogates, which no UTF-8 text can hold, count as U+FFFD. What the vocabulary has no token for is left
+        out, with one MixkvWarning for the text.
         """
         ids: list[int] = []
+        missing = bytearray()
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
         after_special = True
@@ -63,10 +71,18 @@ class Tokenizer(ABC):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._encode_plain(part, after_special)
+                ids += self._encode_plain(part, after_special, missing)
             after_special = isinstance(part, int)
-        if add_special and self.add_eos and self.eos_id is not None:
+        if add_special and add_eos and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
+        if missing:
+            count = "a byte" if len(missing) == 1 else f"{len(missing)} bytes"
+            warnings.warn(
+                f"the vocabulary has no token for {count} of the text (the first is 0x{missing[0]:02X}, in "
+                f"{text[:40]!r}): left out",
+                MixkvWarning,
+                stacklevel=2,
+            )
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:

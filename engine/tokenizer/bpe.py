@@ -11,10 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 from mixkv.engine.tokenizer.base import Tokenizer
-from mixkv.engine.tokenizer.merges import Merges
+from mixkv.engine.tokenizer.merges import NO_TOKEN, Merges
 from mixkv.engine.tokenizer.pretokenizers import find_rule, pre_tokenizer
 from mixkv.engine.tokenizer.vocab import Vocabulary
-from mixkv.kernels.errors import TokenizerError
 
 # Words that are remembered with their tokens: a novel has 15,000 different ones in 230,000. About 3 MB when full.
 CACHE_WORDS, CACHE_WORD_CHARS = 1 << 14, 64
@@ -48,29 +47,41 @@ class BPETokenizer(Tokenizer):
         self._cache: dict[str, list[int]] = {}
         self._missing = {b for b in range(256) if self._plain_id(_WRITTEN[b]) is None}
 
-    def _encode_plain(self, text: str, after_special: bool) -> list[int]:
-        if self._missing:
-            absent = self._missing.intersection(text.encode())
-            if absent:
-                raise TokenizerError(
-                    f"the vocabulary has no token for byte 0x{min(absent):02X} (in {text[:40]!r}); use a model whose "
-                    "vocabulary covers this text"
-                )
+    def _encode_plain(self, text: str, after_special: bool, missing: bytearray) -> list[int]:
         ids: list[int] = []
         cached = self._cache.get
         for word, _ in self._words.pre_tokenize_str(text):
-            ids += cached(word) or self._encode_word(word)
+            ids += cached(word) or self._encode_word(word, missing)
         return ids
 
-    def _encode_word(self, word: str) -> list[int]:
-        written = b"".join(map(_WRITTEN.__getitem__, word.encode()))
+    def _encode_word(self, word: str, missing: bytearray) -> list[int]:
+        raw = word.encode()
+        written = b"".join(map(_WRITTEN.__getitem__, raw))
         whole = self._plain_id(written) if self._ignore_merges else None
         ids = self._merges.split(written) if whole is None else [whole]
+        if self._missing and self._missing.intersection(raw):
+            # They take part in merging, and only those that stand alone afterwards are left out.
+            ids, absent = self._without_missing(ids, raw)
+            missing += absent
+            if absent:
+                return ids  # not remembered: next time they are to be counted again
         if len(word) <= CACHE_WORD_CHARS:
             if len(self._cache) >= CACHE_WORDS:
                 self._cache.clear()
             self._cache[word] = ids
         return ids
+
+    def _without_missing(self, ids: list[int], raw: bytes) -> tuple[list[int], bytes]:
+        """The ids without those that stand for no text, and the bytes in their places."""
+        kept, absent, at = [], bytearray(), 0
+        for token_id in ids:
+            if token_id == NO_TOKEN or token_id in self._special:
+                absent.append(raw[at])
+                at += 1
+            else:
+                kept.append(token_id)
+                at += len(self._tokens[token_id].decode())  # a character of the alphabet for each byte
+        return kept, bytes(absent)
 
     def _plain_id(self, token: bytes) -> int | None:
         """Id of a token that may stand for text; None where there is none."""

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from mixkv.engine.tokenizer.vocab import Vocabulary
 from mixkv.kernels.errors import TokenizerError
 
+NO_TOKEN = -1
+
 
 class Merges:
     """The merges of a vocabulary, with which words are cut into tokens."""
@@ -44,8 +46,8 @@ class Merges:
         return -1
 
     def split(self, word: bytes) -> list[int]:
-        """Ids of the tokens of a word whose every character is a token: the pair of lowest rank is merged first, of
-        equal ones the leftmost, until no pair merges. O(n log n): the word may be a megabyte of one letter.
+        """Ids of the tokens of a word, NO_TOKEN for characters that are none: the pair of lowest rank is merged first,
+        of equal ones the leftmost, until no pair merges. O(n log n): the word may be a megabyte of one letter.
         """
         size, rank = len(word), self.rank
         # The token that begins at byte i ends at ends[i], and the one before it begins at before[i]; 0: none begins.
@@ -70,7 +72,7 @@ class Merges:
                 heappush(queue, (r, before[start], stop))
         ids, at = [], 0
         while at < size:
-            ids.append(self._ids[word[at : ends[at]]])
+            ids.append(self._ids.get(word[at : ends[at]], NO_TOKEN))
             at = ends[at]
         return ids
 

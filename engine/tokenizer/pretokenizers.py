@@ -67,16 +67,15 @@ class PreTokenizerRule:
 
 
 _FAMILIES: dict[str, PreTokenizerRule] = {
-    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2": PreTokenizerRule(
+    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": PreTokenizerRule(
         _LLAMA3, ignore_merges=True, add_bos=True
     ),
     "glm4": PreTokenizerRule(_LLAMA3, ignore_merges=True),
     "dbrx smaug-bpe chatglm-bpe": PreTokenizerRule(_LLAMA3),
-    "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan solar-open grok-2": PreTokenizerRule(_QWEN2),
+    "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2": PreTokenizerRule(_QWEN2),
     "qwen35": PreTokenizerRule([_like_llama3(r"\p{N}", r"[\p{L}\p{M}]", r"[^\s\p{L}\p{M}\p{N}]+[\r\n]*")]),
-    "gpt-2 phi-2 mpt olmo jais gigachat jina-es jina-de a.x-4.0 mellum exaone4 trillion granite-docling": (
-        PreTokenizerRule([_GPT2])
-    ),
+    "gpt-2 phi-2 mpt olmo jais gigachat jina-es jina-de jina-v2-es jina-v2-de a.x-4.0 mellum exaone4 trillion "
+    "granite-docling modern-bert": (PreTokenizerRule([_GPT2])),
     "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": PreTokenizerRule(_STARCODER),
     "falcon": PreTokenizerRule([r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"]),
     "deepseek-llm": PreTokenizerRule(
@@ -84,15 +83,16 @@ _FAMILIES: dict[str, PreTokenizerRule] = {
             r"[\r\n]",
             _CASED_LETTERS,
             "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-            r"\s+$",
+            r"(?<!\s)\s+$",  # `\s+$`, tried once for a run of spaces and not at each of them, which is quadratic
             _CJK_KOREAN,
             r"\p{N}+",
         ]
     ),
     "deepseek-coder": PreTokenizerRule([r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK_KOREAN, r"\p{N}"]),
-    "deepseek-v3 hunyuan-dense joyai-llm": PreTokenizerRule(_DEEPSEEK3),
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": PreTokenizerRule(_DEEPSEEK3),
+    "minicpm5": PreTokenizerRule([r"\p{N}{1,3}", _like_llama3(r"\p{N}+")], ignore_merges=True),
     "tekken": PreTokenizerRule([_like_gpt4o(r"\p{N}", "")], ignore_merges=True, add_bos=True),
-    "gpt-4o llama4 kanana2 minimax-m2": PreTokenizerRule([_like_gpt4o(r"\p{N}{1,3}", f"{_CONTRACTION}?")]),
+    "gpt-4o llama4 kanana2 minimax-m2 talkie": PreTokenizerRule([_like_gpt4o(r"\p{N}{1,3}", f"{_CONTRACTION}?")]),
     "bloom gpt3-finnish poro-chat": PreTokenizerRule([_NOT_PUNCTUATION]),
     "viking": PreTokenizerRule([_NOT_PUNCTUATION, r"\p{N}"]),
     "seed-coder": PreTokenizerRule([_like_llama3(r"\p{N}", symbols=r"[^\s\p{L}\p{N}\r\n]+")]),

@@ -11,14 +11,15 @@ import sentencepiece
 
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.engine.tokenizer.spm_model import sentencepiece_model
-from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary
+from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, byte_value
 from mixkv.kernels.errors import TokenizerError
 
 _SPACE = "\u2581".encode()  # how pieces write a space
 
 
 class SPMTokenizer(Tokenizer):
-    """A sentencepiece vocabulary; merges by score, unknown characters byte by byte."""
+    """A sentencepiece vocabulary; merges by score, unknown characters byte by byte, bytes without a token as the
+    unknown token, where there is one."""
 
     def __init__(self, vocab: Vocabulary) -> None:
         """Raises TokenizerError for missing scores and byte tokens that name no byte."""
@@ -33,20 +34,17 @@ class SPMTokenizer(Tokenizer):
                 f"sentencepiece rejects the vocabulary ({str(error).strip()}); convert the model again"
             ) from None
 
-    def _encode_plain(self, text: str, after_special: bool) -> list[int]:
+    def _encode_plain(self, text: str, after_special: bool, missing: bytearray) -> list[int]:
         spaced = " " + text if self.add_space_prefix and after_special else text
         ids: list[int] = self._processor.encode(spaced, out_type=int)
         if max(ids, default=0) < self.n_vocab:
             return ids
-        if self._fallback is None:
-            missing = next(i for i in ids if i >= self.n_vocab)
-            raise TokenizerError(
-                f"the vocabulary has no token for {self._processor.IdToPiece(missing)} (in {text[:40]!r}) and no "
-                "unknown token to stand for it; use a model whose vocabulary covers this text"
-            )
-        return [i if i < self.n_vocab else self._fallback for i in ids]
+        if self._fallback is not None:
+            return [i if i < self.n_vocab else self._fallback for i in ids]
+        missing += bytes(byte_value(self._processor.IdToPiece(i)) for i in ids if i >= self.n_vocab)
+        return [i for i in ids if i < self.n_vocab]
 
     def _plain_piece(self, token: bytes, kind: int) -> bytes:
         if kind == TokenType.BYTE:
-            return bytes([int(token[3:5], 16)])
+            return bytes([byte_value(token)])
         return token.replace(_SPACE, b" ")

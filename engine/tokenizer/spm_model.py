@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from struct import Struct
 
-from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, is_byte_text, text_of
+from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, byte_value, is_byte_text, text_of
 from mixkv.kernels.errors import TokenizerError
 
 _FLOAT = Struct("<f")
@@ -39,7 +39,7 @@ def sentencepiece_model(vocab: Vocabulary) -> bytes:
         name = _HIDDEN.format(i)
         written = TokenType.CONTROL
         if kind == TokenType.BYTE:
-            value = _byte_value(token, i)
+            value = _checked_byte(token, i)
             if value in bytes_seen:
                 raise TokenizerError(f"the vocabulary holds two tokens for byte 0x{value:02X}; convert it again")
             bytes_seen.add(value)
@@ -57,13 +57,13 @@ def sentencepiece_model(vocab: Vocabulary) -> bytes:
     return b"".join(pieces) + _trainer_spec() + _normalizer_spec()
 
 
-def _byte_value(token: bytes, token_id: int) -> int:
+def _checked_byte(token: bytes, token_id: int) -> int:
     if not is_byte_text(token):
         raise TokenizerError(
             f"token {token_id} is marked as a byte but reads {token[:20]!r} instead of '<0x00>' to '<0xFF>'; "
             "convert the model again"
         )
-    return int(token[3:5], 16)
+    return byte_value(token)
 
 
 def _byte_name(value: int) -> str:

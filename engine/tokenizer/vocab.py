@@ -4,42 +4,21 @@ Know before you change this room: everything here comes from a file that a stran
 and nowhere else; the tokenizers rely on it. Token texts stay bytes, because a file may hold texts that are not
 UTF-8; such a token can be printed but never be found in a text. Files of 128k tokens are common and every start of
 the program waits for them, so no loop here runs over all tokens in Python unless something is wrong with them
-(or the vocabulary is SPM, which has 32k). Which tokens end a generation follows llama.cpp, which knows them by their
-text, since files often name only one of them in their metadata.
+(or the vocabulary is SPM, which has 32k). special.py knows which tokens begin, end and steer a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mixkv.engine.tokenizer.special import DEFAULT_IDS, read_special_ids, steering_ids
 from mixkv.kernels.errors import TokenizerError
 from mixkv.models.gguf import GGUFFile
-
-NO_ID = 0xFFFF_FFFF  # how files write "there is no such token"
-
-# Texts of tokens that end a generation, whatever the metadata says.
-_END_OF_TEXT = """
-    <|eot_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> <|flush|> <end_of_turn> <|endoftext|> </s> <|eom_id|>
-    <EOT> _<EOT> [EOT] [EOS] <|end_of_text|> <end_of_utterance> <eos> <turn|> <|tool_response> [e~[
-    <\uff5cend\u2581of\u2581sentence\uff5c>
-"""
-# In code models also padding, the next repository and the next file end it.
-_END_OF_FILE = """
-    <|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD] <|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame> <|file_sep|>
-"""
-# Further texts that files sometimes mark as ordinary tokens although they steer the model: gaps to fill in.
-_FILL_IN = """
-    <|fim_prefix|> <fim-prefix> <fim_prefix> <PRE> \u2581<PRE> <\uff5cfim\u2581begin\uff5c>
-    <|fim_suffix|> <fim-suffix> <fim_suffix> <SUF> \u2581<SUF> <\uff5cfim\u2581hole\uff5c>
-    <|fim_middle|> <fim-middle> <fim_middle> <MID> \u2581<MID> <\uff5cfim\u2581end\uff5c>
-"""
-END_TEXTS = frozenset((_END_OF_TEXT + _END_OF_FILE).split())
-CONTROL_TEXTS = END_TEXTS | frozenset(_FILL_IN.split())
 
 
 class TokenType(IntEnum):
@@ -66,7 +45,6 @@ class Vocabulary:
     pre: str | None  # name of the pre-tokenizer; BPE only
     bos_id: int | None
     eos_id: int | None
-    unk_id: int | None
     eog_ids: frozenset[int]  # any of these ends a generation
     add_bos: bool | None  # None: what the tokenizer model does by default
     add_eos: bool | None
@@ -81,15 +59,12 @@ def make_vocabulary(
     scores: np.ndarray | None = None,
     merges: list[bytes] | None = None,
     pre: str | None = None,
-    bos_id: int | None = None,
-    eos_id: int | None = None,
-    unk_id: int | None = None,
-    end_ids: Sequence[int | None] = (),
+    special: Mapping[str, int] | None = None,
     add_bos: bool | None = None,
     add_eos: bool | None = None,
     add_space_prefix: bool | None = None,
 ) -> Vocabulary:
-    """Check and complete what a file says. `end_ids` are further ids that end a generation (eot, eom, ...).
+    """Check and complete what a file says. special: what a token is for (a key of special.KEYS) -> its id.
 
     Raises TokenizerError for duplicate tokens, lists that are too short, scores that are not numbers, and special
     ids outside the vocabulary.
@@ -106,23 +81,26 @@ def make_vocabulary(
             )
     if scores is not None and np.isnan(scores[:n_vocab]).any():
         raise TokenizerError("tokenizer.ggml.scores holds values that are not numbers (NaN); convert the model again")
-    named = {"bos": bos_id, "eos": eos_id, "unknown": unk_id}
-    for name, special in [*named.items(), *(("end of generation", i) for i in end_ids)]:
-        if special is not None and not 0 <= special < n_vocab:
+    special = special or {}
+    for role, special_id in special.items():
+        if not 0 <= special_id < n_vocab:
             raise TokenizerError(
-                f"the {name} token has id {special}, but the vocabulary has {n_vocab} tokens; convert the model again"
+                f"the {role} token has id {special_id}, but the vocabulary has {n_vocab} tokens; choose one of them"
             )
     if types is None:
         known = bytearray([TokenType.NORMAL]) * n_vocab
-        for special, kind in ((bos_id, TokenType.CONTROL), (eos_id, TokenType.CONTROL), (unk_id, TokenType.UNKNOWN)):
-            if special is not None:
-                known[special] = kind
+        for role, kind in (("bos", TokenType.CONTROL), ("eos", TokenType.CONTROL), ("unknown", TokenType.UNKNOWN)):
+            # The default of BPE is the id of a comma in GPT-2's vocabulary, which stays text.
+            if role in special and (model == "llama" or special[role] != DEFAULT_IDS["gpt2"].get(role)):
+                known[special[role]] = kind
     else:
         valid = np.isin(types[:n_vocab], list(TokenType))
         known = bytearray(np.where(valid, types[:n_vocab], 0).astype(np.uint8).tobytes())
     if model == "llama":
         _mark_bytes(tokens, known)
-    ending = _mark_control(ids, known) | {i for i in (eos_id, *end_ids) if i is not None}
+    control, ending = steering_ids(ids, special)
+    for token_id in control:
+        known[token_id] = TokenType.CONTROL
     return Vocabulary(
         model=model,
         tokens=tokens,
@@ -131,10 +109,9 @@ def make_vocabulary(
         scores=None if scores is None else np.asarray(scores[:n_vocab], dtype=np.float32),
         merges=merges,
         pre=pre,
-        bos_id=bos_id,
-        eos_id=eos_id,
-        unk_id=unk_id,
-        eog_ids=frozenset(ending),
+        bos_id=special.get("bos"),
+        eos_id=special.get("eos"),
+        eog_ids=ending,
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=add_space_prefix,
@@ -143,27 +120,22 @@ def make_vocabulary(
 
 def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
     """The vocabulary in a model file's metadata. Raises GGUFError for missing or mistyped keys, TokenizerError for
-    values that contradict each other."""
+    values that contradict each other; a special id outside the vocabulary is a MixkvWarning."""
     meta, key = gguf.metadata, "tokenizer.ggml.{}".format
-
-    def special(name: str) -> int | None:
-        number = gguf.uint(key(name), NO_ID)
-        return None if number == NO_ID else number
 
     def flag(name: str) -> bool | None:
         return gguf.bool(key(name)) if key(name) in meta else None
 
+    model, tokens = gguf.str(key("model")), gguf.strings(key("tokens"))
+    pre = gguf.str(key("pre")) if key("pre") in meta else None
     return make_vocabulary(
-        gguf.str(key("model")),
-        gguf.strings(key("tokens")),
+        model,
+        tokens,
         types=gguf.array(key("token_type"), np.int32, np.uint32) if key("token_type") in meta else None,
         scores=gguf.array(key("scores"), np.float32, np.int32) if key("scores") in meta else None,
         merges=gguf.strings(key("merges")) if key("merges") in meta else None,
-        pre=gguf.str(key("pre")) if key("pre") in meta else None,
-        bos_id=special("bos_token_id"),
-        eos_id=special("eos_token_id"),
-        unk_id=special("unknown_token_id"),
-        end_ids=[special("eot_token_id"), special("eom_token_id")],
+        pre=pre,
+        special=read_special_ids(gguf, model, pre, len(tokens)) if tokens else None,
         add_bos=flag("add_bos_token"),
         add_eos=flag("add_eos_token"),
         add_space_prefix=flag("add_space_prefix"),
@@ -173,6 +145,11 @@ def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
 def is_byte_text(token: bytes) -> bool:
     """Whether this is how SPM vocabularies write a byte, as in `<0x0A>`."""
     return len(token) == 6 and token.startswith(b"<0x") and token.endswith(b">") and _is_hex(token[3:5])
+
+
+def byte_value(token: bytes | str) -> int:
+    """The byte that a token with such a text stands for."""
+    return int(token[3:5], 16)
 
 
 def _is_hex(digits: bytes) -> bool:
@@ -205,19 +182,3 @@ def _mark_bytes(tokens: list[bytes], types: bytearray) -> None:
     for i, token in enumerate(tokens):
         if is_byte_text(token) and types[i] in (TokenType.NORMAL, TokenType.UNUSED):
             types[i] = TokenType.BYTE
-
-
-def _mark_control(ids: dict[bytes, int], types: bytearray) -> set[int]:
-    """Make control-looking tokens control tokens, in place; the ids among them that end a generation."""
-    ending: dict[str, int] = {}
-    for text in CONTROL_TEXTS:
-        token_id = ids.get(text.encode())
-        if token_id is not None:
-            types[token_id] = TokenType.CONTROL
-            if text in END_TEXTS:
-                ending[text] = token_id
-    if {"<|return|>", "<|call|>"} <= ending.keys() or {"<|flush|>", "<|calls|>"} <= ending.keys():
-        ending.pop("<|end|>", None)  # there it closes one message of an answer, not the answer
-    if "<|tool_response>" in ending:
-        ending.pop("</s>", None)
-    return set(ending.values())

@@ -203,8 +203,8 @@ void FFN::run(const float* x, int n, float* out) const {
         const int c0 = g0 * group_rows, c1 = std::min(width, g1 * group_rows);
         uint8_t* mine = scratch.of(thread);
         float *g = reinterpret_cast<float*>(mine + matmul_scratch), *u = g + half;
-        product_task(a, *gate, {g - int64_t(t0) * cols, cols, c0, nullptr, nullptr, 0}, g0, g1, t0, t1, mine);
-        product_task(a, *up, {u - int64_t(t0) * cols, cols, c0, nullptr, nullptr, 0}, g0, g1, t0, t1, mine);
+        product_task(a, *gate, {g - int64_t(t0) * cols, cols, c0, gate_bias, nullptr, 0}, g0, g1, t0, t1, mine);
+        product_task(a, *up, {u - int64_t(t0) * cols, cols, c0, up_bias, nullptr, 0}, g0, g1, t0, t1, mine);
         for (int t = 0; t < t1 - t0; ++t) ops().silu_mul(g + int64_t(t) * cols, u + int64_t(t) * cols, c1 - c0);
         if (h.quantized) {
             ops().quantize(g, cols, &h.codes, t0, t1, c0 / block_cols, c1 / block_cols);
@@ -213,7 +213,7 @@ void FFN::run(const float* x, int n, float* out) const {
                 std::memcpy(dense + int64_t(t) * width + c0, g + int64_t(t - t0) * cols, size_t(c1 - c0) * 4);
         }
     });
-    multiply(h, {{down, {out, down->rows(), 0, nullptr, x, a.cols}}});
+    multiply(h, {{down, {out, down->rows(), 0, down_bias, x, a.cols}}});
 }
 
 }  // namespace mixkv

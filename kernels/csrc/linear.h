@@ -67,6 +67,7 @@ struct QKV {
 struct FFN {
     const Weight *gate, *up, *down;
     const float* norm;
+    const float *gate_bias, *up_bias, *down_bias;  // null: none
     float eps;
     void run(const float* x, int n, float* out) const;  // out = x + down(silu(gate h) * up h)
 };

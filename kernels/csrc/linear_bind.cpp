@@ -139,7 +139,8 @@ void make_head(PyHead* self, nb::object norm, float eps, nb::object w) {
     new (self) PyHead{w, norm, &weight, gain, eps};
 }
 
-void make_ffn(PyFFN* self, nb::object norm, float eps, nb::object gate, nb::object up, nb::object down) {
+void make_ffn(PyFFN* self, nb::object norm, float eps, nb::object gate, nb::object up, nb::object down,
+              nb::object gate_bias, nb::object up_bias, nb::object down_bias) {
     FFN f;
     f.gate = &nb::cast<const Weight&>(gate);
     f.up = &nb::cast<const Weight&>(up);
@@ -150,7 +151,13 @@ void make_ffn(PyFFN* self, nb::object norm, float eps, nb::object gate, nb::obje
     need(f.up->cols() == f.gate->cols(), "up", f.up->cols(), f.gate->cols());
     need(f.down->cols() == f.gate->rows(), "down", f.down->cols(), f.gate->rows());
     need(f.down->rows() == f.gate->cols(), "down", f.down->rows(), f.gate->cols());
-    new (self) PyFFN{nb::make_tuple(norm, gate, up, down), f};
+    auto optional = [](nb::object v, int size, const char* what) {
+        return v.is_none() ? nullptr : vector_of(nb::cast<In1>(v, false), size, what);
+    };
+    f.gate_bias = optional(gate_bias, f.gate->rows(), "gate_bias");
+    f.up_bias = optional(up_bias, f.up->rows(), "up_bias");
+    f.down_bias = optional(down_bias, f.down->rows(), "down_bias");
+    new (self) PyFFN{nb::make_tuple(norm, gate, up, down, gate_bias, up_bias, down_bias), f};
 }
 
 void make_qkv(PyQKV* self, nb::object norm, float eps, nb::object wq, nb::object wk, nb::object wv, nb::object bq,
@@ -248,7 +255,8 @@ void bind_linear(nb::module_& m) {
              "interleaved"_a, "rope_scale"_a = 1.0, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a)
         .def("__call__", &PyQKV::call, "x"_a.noconvert(), "pos"_a);
     nb::class_<PyFFN>(m, "NormFFN")
-        .def("__init__", &make_ffn, nb::kw_only(), "norm"_a, "eps"_a, "gate"_a, "up"_a, "down"_a)
+        .def("__init__", &make_ffn, nb::kw_only(), "norm"_a, "eps"_a, "gate"_a, "up"_a, "down"_a,
+             "gate_bias"_a = nb::none(), "up_bias"_a = nb::none(), "down_bias"_a = nb::none())
         .def("__call__", &PyFFN::call, "x"_a.noconvert());
     nb::class_<PyHead>(m, "Head")
         .def("__init__", &make_head, nb::kw_only(), "norm"_a, "eps"_a, "w"_a)
