@@ -67,7 +67,7 @@ def plan_memory(
 
 
 def _row_width(model: ModelConfig) -> int:
-    """Numbers that a forward pass holds for each row of a chunk at its fullest moment (Llama.forward, csrc/linear.cpp)."""
+    """Numbers that a forward pass holds for each row of a chunk at its fullest moment (models/, csrc/linear.cpp)."""
     dim, out = model.n_embd, model.n_heads * model.head_dim_v
     qkv = model.n_heads * model.head_dim_k + model.n_kv_heads * (model.head_dim_k + model.head_dim_v)
     # kept from call to call: rows normed for QKV and for the MLP, with their codes; the MLP's inner rows; the codes of
