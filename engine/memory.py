@@ -55,8 +55,8 @@ def cache_bytes(model: ModelConfig, plan: CachePlan, n_ctx: int, chunk: int) -> 
 def plan_memory(
     gguf: GGUFFile, model: ModelConfig, plan: CachePlan, *, n_ctx: int, n_batch: int, dense: bool
 ) -> MemoryPlan:
-    """The bytes that loading `gguf` with this cache will need. dense: weights are held as float32."""
-    if dense:
+    """The bytes that loading `gguf` with this cache will need. dense: as for `load`; native kernels keep weights packed."""
+    if dense and ops.name == "reference":
         weights = sum(4 * _elements(info.shape) for info in gguf.tensors.values())
     else:
         weights = sum(info.n_bytes for info in gguf.tensors.values())
