@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixkv.engine.cache import CachePolicy
+from mixkv.engine.cache import PIECE, CachePolicy
 from mixkv.engine.cache_config import CachePlan
 from mixkv.engine.kv import RowBytes
+from mixkv.kernels import ops
 from mixkv.kernels.errors import OutOfMemoryError
+from mixkv.kernels.reference_attention import KEY_BLOCK
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 
 MIB = 1 << 20
+FIXED_SCRATCH = 64 * MIB
+"""Work space whatever the batch: threads' own memory, and pieces of matrices that NumPy's backend dequantizes."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +59,34 @@ def plan_memory(
     """The bytes that loading `gguf` with this cache will need.
 
     n_parallel: sequences at once, each of n_ctx tokens. kv_memory: what their caches may take together at most. dense:
-    weights are held as float32.
+    as for `load`; native kernels keep weights packed.
     """
-    if dense:
+    if dense and ops.name == "reference":
         weights = sum(4 * _elements(info.shape) for info in gguf.tensors.values())
     else:
         weights = sum(info.n_bytes for info in gguf.tensors.values())
-    rows = min(n_batch, n_ctx)
-    width = 3 * model.n_ff + 4 * model.n_embd + 3 * model.n_heads * model.head_dim_k
+    scratch = 4 * (min(n_batch, n_ctx) * _row_width(model) + model.n_vocab) + FIXED_SCRATCH
+    if ops.name == "reference":
+        scratch += 4 * _extra_of_numpy(model, plan, n_ctx, n_batch)
     caches = n_parallel * cache_bytes(model, plan, n_ctx, n_batch)
-    return MemoryPlan(weights, caches if kv_memory is None else min(caches, kv_memory), 4 * (rows * width + model.n_vocab) + 64 * MIB)
+    return MemoryPlan(weights, caches if kv_memory is None else min(caches, kv_memory), scratch)
+
+
+def _row_width(model: ModelConfig) -> int:
+    """Numbers that a forward pass holds for each row of a chunk at its fullest moment (models/, csrc/linear.cpp)."""
+    dim, out = model.n_embd, model.n_heads * model.head_dim_v
+    qkv = model.n_heads * model.head_dim_k + model.n_kv_heads * (model.head_dim_k + model.head_dim_v)
+    # kept from call to call: rows normed for QKV and for the MLP, with their codes; the MLP's inner rows; the codes of
+    # attention's output; cos and sin of the last four chunks
+    kept = 3 * dim + model.n_ff + out // 2 + 4 * model.rope.n_rot
+    # q, k, v and the attention's output of a layer live until the next layer's take their place
+    return kept + max(3 * dim + qkv + out, dim + 2 * qkv + out, dim + qkv + 2 * out)
+
+
+def _extra_of_numpy(model: ModelConfig, plan: CachePlan, n_ctx: int, n_batch: int) -> int:
+    """Numbers that NumPy's backend holds beside that: scores of a piece of queries and steps of an expression."""
+    piece = min(n_batch, n_ctx) if plan.hot_window is None else min(n_batch, n_ctx, PIECE)
+    return 3 * model.n_heads * piece * min(KEY_BLOCK, n_ctx) + 2 * min(n_batch, n_ctx) * model.n_ff
 
 
 def _elements(shape: tuple[int, ...]) -> int:

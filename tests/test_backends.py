@@ -17,7 +17,7 @@ from mixkv.kernels import ops
 
 TESTS = Path(__file__).parent
 FILES = ["test_operator.py", "test_operator_algebra.py", "test_kv_cache.py", "test_kv_state.py", "test_golden.py",
-         "test_session.py", "test_llm.py", "test_metadata.py"]  # fmt: skip
+         "test_families.py", "test_memory_plan.py", "test_session.py", "test_llm.py", "test_metadata.py"]  # fmt: skip
 NATIVE_IS_BUILT = importlib.util.find_spec("mixkv.kernels._native") is not None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attention_oracle import nmse
-from float_forward import llama_logits
+from float_forward import logits as float_logits
 from model_tools import load_exact, logits_of
 
 import mixkv
@@ -116,7 +116,7 @@ def test_logits_of_each_weight_type(shared: Path, kind: str) -> None:
     """Against float64 on the same dequantized weights, and against llama.cpp, which rounds activations to 8 bits."""
     path, ids, rows, logits = golden(shared / "golden" / "quant", f"llama-{kind}")
     ours = logits_of(load_exact(path), ids, **F32)
-    assert nmse(ours, llama_logits(path, ids)) <= 1e-5
+    assert nmse(ours, float_logits(path, ids)) <= 1e-5
     assert nmse(ours[rows], logits) <= 1e-2
 
 
@@ -132,7 +132,8 @@ def test_weights_dequantized_once_or_block_by_block_are_the_same(shared: Path, k
     assert nmse(quick, dense) <= 2e-3
 
 
-def test_the_oracle_agrees_with_llama_cpp(shared: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_oracle_agrees_with_llama_cpp(shared: Path, family: str) -> None:
     """The float64 forward of these tests is itself held to llama.cpp."""
-    path, ids, rows, logits = golden(shared / "golden" / "arch", "tiny-llama")
-    assert nmse(llama_logits(path, ids)[rows], logits) <= 1e-10
+    path, ids, rows, logits = golden(shared / "golden" / "arch", f"tiny-{family}")
+    assert nmse(float_logits(path, ids)[rows], logits) <= 1e-10
