@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mixkv.cli.start import INTERRUPTED, interruptible
 from mixkv.kernels.errors import ConfigError, MixkvError, MixkvWarning
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
 BAR_DELAY_SECONDS = 0.3
 """Work that takes less shows no bar."""
 
@@ -104,7 +105,11 @@ class Terminal:
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Report | None]:
-        """A bar that appears if the block takes a while and is gone afterwards; gives the function that moves it."""
+        """A bar that appears if the block takes a while and is gone afterwards; gives the function that moves it.
+
+        The block is work: from here on Ctrl-C is a KeyboardInterrupt.
+        """
+        interruptible()
         if not self.live:
             yield None
             return

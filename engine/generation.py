@@ -19,6 +19,7 @@ from mixkv.models.llama import F32
 class Generation:
     """Iterate over it for chunks; afterwards (or in between) `text`, `tokens`, `finish_reason` and `stats` hold.
 
+    `end_token`: the end-of-generation token that ended it, which is not among `tokens`; None if something else did.
     A KeyboardInterrupt while a token is computed ends it with finish_reason "interrupted" and what there is.
     turn: held while a chunk is computed. InputError from the next chunk on, once somebody else used the sequence.
     """
@@ -35,9 +36,11 @@ class Generation:
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish_reason: str | None = None
+        self.end_token: int | None = None
         self._text: list[str] = []
         self._eog_ids = tokenizer.eog_ids
-        self._detokenizer, self._stops = StreamDetokenizer(tokenizer), StopMatcher(params.stop)
+        self._detokenizer = StreamDetokenizer(tokenizer, skip_special=params.skip_special_tokens)
+        self._stops = StopMatcher(params.stop)
         self._load_seconds, self._exact_prefix, self._progress = load_seconds, exact_prefix, progress
         self._reused, self._prompt_seconds, self._decode_seconds = 0, 0.0, 0.0
         self._turn, self._cuts = turn or nullcontext(), 0
@@ -103,6 +106,7 @@ class Generation:
         logits = self._decode() if self.tokens else self._prefill()
         token = self.sampler.sample(logits[-1])
         if token in self._eog_ids and not self.params.ignore_eos:
+            self.end_token = token
             return self._finish("stop")
         return self._accept(token, logits[-1])
 
@@ -138,7 +142,9 @@ class Generation:
         return Chunk(text, token, logprob, top)
 
     def _finish(self, reason: str) -> Chunk:
-        rest, stopped = self._stops.push(self._detokenizer.flush())
+        shown = self.end_token is not None and not self.params.skip_special_tokens
+        last = self._detokenizer.push(self.end_token) if shown else ""
+        rest, stopped = self._stops.push(last + self._detokenizer.flush())
         rest += self._stops.flush()
         self._text.append(rest)
         self.finish_reason = "stop" if stopped else reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Ids
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +19,7 @@ from mixkv.engine.generation import Generation
 from mixkv.engine.kv import KVCache
 from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.memory import available_memory, plan_memory
+from mixkv.engine.prompt import encode_prompt, warn_beyond_training
 from mixkv.engine.results import Completion
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.sequence import Progress, Sequence
@@ -90,12 +91,12 @@ class LLM:
         return self._sequence.n_threads
 
     def tokenize(self, prompt: Prompt, *, parse_special: bool = False) -> list[int]:
-        """Ids of a prompt, BOS in front where the model wants it; ids are checked and passed through.
+        """Ids of a prompt, BOS in front where the model wants it, alone for ""; ids are checked and passed through.
 
-        InputError for an empty prompt, ids out of range, or more tokens than the context has (it says both lengths).
+        InputError for an empty prompt (a text, if there is no BOS), ids out of range, or more tokens than the context.
         """
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, parse_special=parse_special) if prompt else []
+            ids = encode_prompt(prompt, self.tokenizer, parse_special=parse_special)
         else:
             ids = _checked_ids(prompt, self.config.n_vocab)
         if not ids:
@@ -205,7 +206,8 @@ def _checked_ids(ids: Ids[int] | NDArray[np.integer], n_vocab: int) -> list[int]
 def load(
     path: str | Path | None = None, *, n_ctx: int | None = None, n_batch: int = 512, n_threads: int | None = None,
     cache_config: KVCacheConfig | None = None, prefix_reuse: str = "on", exact: bool = False, dense: bool = False,
-    progress: Callable[[int, int], None] | None = None, **cache_settings: Any,
+    overrides: Mapping[str, object] | None = None, progress: Callable[[int, int], None] | None = None,
+    **cache_settings: Any,
 ) -> LLM:  # fmt: skip
     """Load a GGUF model; without a path, the demo model that ships with the package.
 
@@ -214,8 +216,9 @@ def load(
     `cache_config`, or by keywords with the names of KVCacheConfig's fields (mixed_kv_cache, hot_window, ...).
     prefix_reuse: what a new prompt may take from the cache; "on": the longest common prefix, "exact": only if no
     recent token would be a dequantized one, "off": nothing. exact: float32 activations in native kernels. dense:
-    weights dequantized once, at load (reference kernels; faster, and up to 7 times the memory). progress(bytes done,
-    bytes in all) is called while weights are read.
+    weights dequantized once, at load (reference kernels; faster, and up to 7 times the memory). overrides: metadata in
+    place of the file's, such as {"{arch}.rope.freq_base": 1e6}; "{arch}" is the file's architecture. progress(bytes
+    done, bytes in all) is called while weights are read.
 
     Raises GGUFError, TokenizerError, ConfigError, OutOfMemoryError.
     """
@@ -229,12 +232,13 @@ def load(
     if n_ctx is not None:
         _check_count("n_ctx", n_ctx, MAX_CTX)
     threads = choose_threads(n_threads)
-    gguf = open_gguf(demo_model() if path is None else path)
+    gguf = open_gguf(demo_model() if path is None else path, overrides)
     try:
         family_of(gguf)
         model_config = read_config(gguf)
         plan = plan_cache(gguf, config)
         n_ctx = _fit_context(gguf, n_ctx, n_batch, dense, plan)
+        warn_beyond_training(n_ctx, model_config)
         with Meanwhile(lambda: load_tokenizer(gguf)) as vocabulary:
             model = load_model(gguf, exact=exact, dense=dense, progress=_byte_progress(gguf, progress))
         tokenizer = vocabulary.result()

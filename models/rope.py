@@ -38,9 +38,9 @@ class RopeConfig:
         """From `{arch}.rope.*`; GGUFError for values that no rotation can use."""
         key = f"{arch}.rope"
 
-        def positive(name: str, default: float) -> float:
+        def positive(name: str, default: float, *, or_zero: bool = False) -> float:
             value = gguf.float(f"{key}.{name}", default)
-            if not (math.isfinite(value) and value > 0):
+            if not (math.isfinite(value) and (value > 0 or (or_zero and value == 0))):
                 raise GGUFError(f"{gguf.path}: {key}.{name} is {value}, but must be a positive number")
             return value
 
@@ -65,7 +65,7 @@ class RopeConfig:
             attn_factor=positive("scaling.attn_factor", 1.0),
             beta_fast=positive("scaling.yarn_beta_fast", 32.0),
             beta_slow=positive("scaling.yarn_beta_slow", 1.0),
-            ext_factor=positive("scaling.yarn_ext_factor", 1.0),
+            ext_factor=positive("scaling.yarn_ext_factor", 1.0, or_zero=True),
         )
 
     def inv_freq(self, freq_factors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
@@ -85,8 +85,11 @@ class RopeConfig:
 
     @property
     def magnitude(self) -> float:
-        """Factor on cos and sin: YaRN's attention temperature, attn_factor (1 + 0.1 ln factor)."""
-        if self.scaling != "yarn":
+        """Factor on cos and sin: YaRN's attention temperature, attn_factor (1 + 0.1 ln factor).
+
+        With ext_factor 0 YaRN is interpolation alone, to which the temperature does not belong (so in llama.cpp).
+        """
+        if self.scaling != "yarn" or not self.ext_factor:
             return self.attn_factor
         return self.attn_factor * (1.0 + 0.1 * math.log(self.factor))
 

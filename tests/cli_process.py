@@ -48,7 +48,7 @@ class Result:
 
 def command(*words: str) -> list[str]:
     """`mixkv WORDS`, by module, so that a clean clone needs no scripts on its path."""
-    return [sys.executable, "-m", "mixkv.cli.main", *words]
+    return [sys.executable, "-m", "mixkv", *words]
 
 
 def start(*words: str, script: str | None = None, **options: Any) -> subprocess.Popen[bytes]:
