@@ -61,13 +61,13 @@ class AcceptedFlags:
         pattern=SWITCH,
     )  # fmt: skip
     threads_batch: int | None = idle("-tb", "--threads-batch", because="the prompt takes the threads of -t")
-    ubatch: int | None = idle(
-        "-ub", "--ubatch-size", because="-b says how many prompt tokens are computed at a time"
-    )
+    ubatch: int | None = idle("-ub", "--ubatch-size", because="-b says how many prompt tokens are computed at a time")
     cpu_strict: str | None = idle(
         "--cpu-strict", because="threads are not pinned one by one", metavar="0|1", quiet=("0",), pattern="0|1"
     )
-    cpu_mask_batch: str | None = idle("-Cb", "--cpu-mask-batch", because="the prompt takes the cores of -C", metavar="M")
+    cpu_mask_batch: str | None = idle(
+        "-Cb", "--cpu-mask-batch", because="the prompt takes the cores of -C", metavar="M"
+    )
     cpu_range_batch: str | None = idle(
         "-Crb", "--cpu-range-batch", because="the prompt takes the cores of -Cr", metavar="LO-HI"
     )
@@ -79,11 +79,11 @@ class AcceptedFlags:
     poll_batch: int | None = idle("--poll-batch", because="how threads wait is not a setting")
     numa: str | None = idle("--numa", because="memory is placed by the system", metavar="TYPE")
     mmap: bool | None = idle("--mmap/--no-mmap", because="model files are mapped, packed and let go", quiet=(True,))
-    repack: bool | None = idle("--repack/-nr", "--repack/--no-repack", because="weights are always packed", quiet=(True,))
-    warmup: bool | None = idle("--warmup/--no-warmup", because="there is none", quiet=(False,))
-    keep: int | None = idle(
-        "--keep", because="a full context ends the text, nothing is dropped from it", quiet=(0,)
+    repack: bool | None = idle(
+        "--repack/-nr", "--repack/--no-repack", because="weights are always packed", quiet=(True,)
     )
+    warmup: bool | None = idle("--warmup/--no-warmup", because="there is none", quiet=(False,))
+    keep: int | None = idle("--keep", because="a full context ends the text, nothing is dropped from it", quiet=(0,))
     context_shift: bool | None = idle(
         "--context-shift/--no-context-shift", because="a full context ends the text, nothing is dropped from it",
         quiet=(False,),
@@ -110,9 +110,7 @@ class RefusedFlags:
     json_schema: str | None = refused("-j", "--json-schema", because=NO_GRAMMAR, metavar="TEXT")
     json_schema_file: str | None = refused("-jf", "--json-schema-file", because=NO_GRAMMAR, metavar="FILE")
     lora: str | None = refused("--lora", because="the model would be another one", metavar="FILE")
-    control_vector: str | None = refused(
-        "--control-vector", because="the model would be another one", metavar="FILE"
-    )
+    control_vector: str | None = refused("--control-vector", because="the model would be another one", metavar="FILE")
 
 
 def notes(flags: AcceptedFlags, model: ModelFlags) -> list[str]:

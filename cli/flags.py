@@ -62,6 +62,7 @@ def with_flags(command: Callable[..., int]) -> Callable[..., int]:
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__groups__ = groups  # type: ignore[attr-defined]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
 

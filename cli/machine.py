@@ -34,7 +34,9 @@ def chosen_cpus(flags: MachineFlags) -> set[int] | None:
     if flags.cpu_mask is not None:
         digits = flags.cpu_mask.lower().removeprefix("0x")
         if re.fullmatch("[0-9a-f]+", digits) is None:
-            raise ConfigError(f"-C {flags.cpu_mask!r}: give a mask in hexadecimal, such as 0xF for the first four cores")
+            raise ConfigError(
+                f"-C {flags.cpu_mask!r}: give a mask in hexadecimal, such as 0xF for the first four cores"
+            )
         mask = int(digits, 16)
         cpus |= {i for i in range(mask.bit_length()) if mask >> i & 1}
     if flags.cpu_range is not None:

@@ -33,7 +33,11 @@ class OverrideFlags:
     """What the model file is to say instead; None where a flag was not given."""
 
     rope_scaling: str | None = flag(
-        "--rope-scaling", panel=ROPE, metavar="none|linear|yarn", help="How positions are stretched", default="the model's"
+        "--rope-scaling",
+        panel=ROPE,
+        metavar="none|linear|yarn",
+        help="How positions are stretched",
+        default="the model's",
     )
     rope_scale: float | None = flag("--rope-scale", panel=ROPE, help="Stretch the context to N times its length")
     rope_freq_scale: float | None = flag("--rope-freq-scale", panel=ROPE, help="The same, as 1/N")

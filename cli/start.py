@@ -66,4 +66,3 @@ def _raise_later(failed: Any) -> None:
     again = threading.Timer(0.01, _thread.interrupt_main)
     again.daemon = True
     again.start()
-

@@ -85,12 +85,17 @@ def _drop_stdout() -> None:
 class Terminal:
     """stderr, as far as this run may use it."""
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        """Takes over Python's warnings: a MixkvWarning becomes one line, others show with `verbose` only."""
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, perf: bool | None = None) -> None:
+        """Takes over Python's warnings: a MixkvWarning becomes one line, others show with `verbose` only.
+
+        perf: whether statistics are shown; None: to people.
+        """
         self.quiet = quiet
         self.live = sys.stderr.isatty() and not quiet
         self.chatty = self.live or (verbose and not quiet)
+        self.statistics = self.chatty if perf is None else perf and not quiet
         self._verbose = verbose and not quiet
+        warnings.simplefilter("always", MixkvWarning)  # of each turn of a chat, not of the first alone
         warnings.showwarning = self._show_warning  # type: ignore[assignment]
 
     def note(self, text: str) -> None:
@@ -101,6 +106,11 @@ class Terminal:
     def say(self, text: str) -> None:
         """A line for people."""
         if self.chatty:
+            print(harmless(text), file=sys.stderr)
+
+    def tally(self, text: str) -> None:
+        """A line of statistics."""
+        if self.statistics:
             print(harmless(text), file=sys.stderr)
 
     @contextmanager

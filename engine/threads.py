@@ -63,7 +63,9 @@ def choose_threads(n_threads: int | None) -> int:
     if n_threads is None:
         return cores
     if isinstance(n_threads, bool) or not isinstance(n_threads, int) or not -1 <= n_threads <= MAX_THREADS:
-        raise ConfigError(f"n_threads {n_threads!r} must be a number of threads from 1 to {MAX_THREADS}, or 0 for the cores")
+        raise ConfigError(
+            f"n_threads {n_threads!r} must be a number of threads from 1 to {MAX_THREADS}, or 0 for the cores"
+        )
     if n_threads <= 0:
         return cores
     if n_threads > cores:
