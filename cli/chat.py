@@ -85,7 +85,7 @@ def converse(
 def _answer(talk: Conversation, turn: str, terminal: Terminal) -> None:
     """Print the answer as it comes. Ctrl-C ends it, and it counts as said so far."""
     at_terminal, begun = sys.stdout.isatty(), False
-    pieces: Generator[str, None, None] = (text for text in ())
+    pieces: Generator[str, None, None] | None = None
     try:
         with terminal.progress("reading") as report:
             pieces = talk.ask(turn, report)
@@ -97,7 +97,8 @@ def _answer(talk: Conversation, turn: str, terminal: Terminal) -> None:
             sys.stdout.flush()
             text = next(pieces)
     except (StopIteration, KeyboardInterrupt):
-        pieces.close()
+        if pieces is not None:
+            pieces.close()
     except MixkvError:
         if begun:
             sys.stdout.write("\n")

@@ -142,8 +142,9 @@ class Generation:
         return Chunk(text, token, logprob, top)
 
     def _finish(self, reason: str) -> Chunk:
-        shown = self.end_token is not None and not self.params.skip_special_tokens
-        last = self._detokenizer.push(self.end_token) if shown else ""
+        last = ""
+        if self.end_token is not None and not self.params.skip_special_tokens:
+            last = self._detokenizer.push(self.end_token)
         rest, stopped = self._stops.push(last + self._detokenizer.flush())
         rest += self._stops.flush()
         self._text.append(rest)

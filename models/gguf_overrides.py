@@ -40,7 +40,8 @@ class OverriddenMetadata(Metadata):
         if there is not None and _sort(there) != _sort_of(kind):
             if _sort(there) != "float" or kind != ValueType.INT64:
                 raise ConfigError(
-                    f"override of {quoted(key)}: {value!r} is of type {_sort_of(kind)}, but what the file has there {self._has(key)}"
+                    f"override of {quoted(key)}: {value!r} is of type {_sort_of(kind)}, but what the file has there "
+                    f"{self._has(key)}"
                 )
             try:
                 value, kind = float(value), ValueType.FLOAT64  # type: ignore[arg-type]

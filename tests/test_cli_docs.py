@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from mixkv.cli.accepted import AcceptedFlags, RefusedFlags
 from mixkv.cli.flag_table import flag_table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "flags.md"
-WANTED = """
+WANTED = re.findall(
+    r"\S+",
+    """
 -st --single-turn --no-context-shift --context-shift --log-disable --no-perf --perf --samplers --sampling-seq
 --sampler-seq --rope-scaling --rope-scale --rope-freq-base --rope-freq-scale --yarn-orig-ctx --yarn-ext-factor
 --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --override-kv --chat-template --jinja --grammar --grammar-file
 --json-schema -kvu --no-kv-offload -nkvo -dt --mlock --numa --prio --poll -C --cpu-mask --cpu-range --cpu-strict
 --cpu-mask-batch --cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch -sm -ts -mg -dev -fit -sp --special
-""".split()
+""",
+)
 
 
 @pytest.mark.skipif(not PAGE.exists(), reason="the documents are not here")
