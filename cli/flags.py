@@ -11,12 +11,14 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from mixkv.cli.terminal import guarded
+from mixkv.kernels.errors import ConfigError
 
 BARE = {"-fa": "on", "--flash-attn": "on", "-co": "on", "--color": "on"}
 """Flags that llama-cli lets stand alone, and what they then mean."""
@@ -25,11 +27,19 @@ METAVARS: dict[Any, str] = {bool: " ", bool | None: " ", int: "N", int | None: "
 SWITCH_WORDS = frozenset({"on", "off", "auto", "1", "0", "true", "false", "enabled", "disabled"})
 
 
-def flag(*names: str, panel: str, help: str, default: str = "", value: Any = None, metavar: str | None = None) -> Any:
+def flag(
+    *names: str, panel: str, help: str, default: str = "", value: Any = None, metavar: str | None = None, **more: Any
+) -> Any:
     """A dataclass field for a flag: `value` without it, which `default` puts into words for the help."""
     text = f"{help} (default: {default})" if default else help
     declared = typer.Option(*names, help=text, rich_help_panel=panel, show_default=False, metavar=metavar)
-    return dataclasses.field(default=value, metadata={"option": declared})
+    return dataclasses.field(default=value, metadata={"option": declared, "names": names, **more})
+
+
+def spelled(field: dataclasses.Field[Any], value: object) -> str:
+    """How a command line gives this value to a field's flag: `-ngl 99`, `--mlock`, `--no-mmap`."""
+    first, _, off = str(field.metadata["names"][-1 if value is False else 0]).partition("/")
+    return off if value is False else first if value is True else f"{first} {value}"
 
 
 def with_flags(command: Callable[..., int]) -> Callable[..., int]:
@@ -52,6 +62,7 @@ def with_flags(command: Callable[..., int]) -> Callable[..., int]:
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__groups__ = groups  # type: ignore[attr-defined]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
 
@@ -74,10 +85,12 @@ def _options(group: type) -> list[inspect.Parameter]:
     return parameters
 
 
-def spell_out(arguments: Sequence[str], parameters: Sequence[Any]) -> list[str]:
-    """Give flags that stand alone (BARE) the value that they mean; `parameters` are those of the command.
+def spell_out(arguments: Sequence[str], parameters: Sequence[Any], help_names: Sequence[str] = ()) -> list[str]:
+    """The words of a command line as typer is to read them; `parameters` are those of the command.
 
-    A word that is the value of another flag (`-p -fa`) is left as it is.
+    Flags that stand alone (BARE) get the value that they mean, and `--ctx_size` is `--ctx-size`, as in llama-cli. A
+    word that is the value of another flag (`-p -fa`) is left as it is. ConfigError for a flag that does not exist:
+    typer would read `-hf X` as `-h -f X` and `-st` as `-s t`, and llama-cli knows no values glued to their flag.
     """
     with_value = {
         name
@@ -85,18 +98,38 @@ def spell_out(arguments: Sequence[str], parameters: Sequence[Any]) -> list[str]:
         if parameter.param_type_name == "option" and not parameter.is_flag and not parameter.count
         for name in parameter.opts
     }
+    known = {name for parameter in parameters for name in (*parameter.opts, *parameter.secondary_opts)}
+    known |= {*help_names, *with_value}
     out: list[str] = []
     at = 0
     while at < len(arguments):
         word = arguments[at]
         following = arguments[at + 1 : at + 2]
         at += 1
-        out.append(word)
         if word == "--":
-            return out + list(arguments[at:])
+            return [*out, word, *arguments[at:]]
+        if word.startswith("-") and len(word) > 1:
+            word = _existing(word, known, with_value)
+        out.append(word)
         if word in BARE and not (following and following[0].lower() in SWITCH_WORDS):
             out.append(BARE[word])
         elif word in with_value:
             out += following
             at += 1
     return out
+
+
+def _existing(word: str, known: Collection[str], with_value: Collection[str]) -> str:
+    """The flag as it is declared, with what follows `=`. ConfigError, and the nearest name, if there is none."""
+    name, equals, value = word.partition("=")
+    if name.startswith("--"):
+        name = name.replace("_", "-")
+    if name in known and (not equals or len(name) > 2):
+        return name + equals + value
+    short, glued = word[:2], word[2:].removeprefix("=")
+    if short in with_value and re.fullmatch(r"-?[0-9.]+", glued):
+        raise ConfigError(f"no such option: {word}; did you mean {short} {glued}?")
+    import difflib  # for this message alone
+
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    raise ConfigError(f"no such option: {name}" + (f"; did you mean {close[0]}?" if close else ""))

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixkv.cli import settings
+from mixkv.cli.accepted import AcceptedFlags, RefusedFlags, notes, refuse
 from mixkv.cli.flags import with_flags
+from mixkv.cli.machine import MachineFlags
 from mixkv.cli.options import (
-    AcceptedFlags,
     CacheFlags,
     ConversationFlags,
     JsonFlags,
@@ -20,12 +21,15 @@ from mixkv.cli.options import (
     OutputFlags,
     PromptCacheFlags,
     PromptFlags,
+    TurnFlags,
 )
-from mixkv.cli.sampling_options import SamplingFlags
-from mixkv.cli.session import open_llm, show_statistics
-from mixkv.cli.terminal import DONE, INTERRUPTED, Terminal, harmless
+from mixkv.cli.overrides import OverrideFlags
+from mixkv.cli.sampling_options import ChainFlags, SamplingFlags
+from mixkv.cli.session import Opening, open_llm, show_statistics
+from mixkv.cli.start import INTERRUPTED
+from mixkv.cli.terminal import DONE, Terminal, harmless
 from mixkv.cli.text import read_prompt
-from mixkv.kernels.errors import ConfigError, InputError
+from mixkv.kernels.errors import ConfigError, SessionError
 
 if TYPE_CHECKING:
     from mixkv.engine.generation import Generation
@@ -34,51 +38,71 @@ if TYPE_CHECKING:
 
 @with_flags
 def generate(
-    prompt: PromptFlags, conversation: ConversationFlags, model: ModelFlags, cache: CacheFlags,
-    prompt_cache: PromptCacheFlags, sampling: SamplingFlags, output: OutputFlags, json: JsonFlags,
-    accepted: AcceptedFlags,
+    prompt: PromptFlags, conversation: ConversationFlags, turns: TurnFlags, model: ModelFlags, cache: CacheFlags,
+    prompt_cache: PromptCacheFlags, sampling: SamplingFlags, chain: ChainFlags, output: OutputFlags, json: JsonFlags,
+    machine: MachineFlags, changes: OverrideFlags, accepted: AcceptedFlags, refused: RefusedFlags,
 ) -> int:  # fmt: skip
     """Continue a prompt. The text goes to stdout and nothing else does; all other words go to stderr.
 
-    Piped text goes before -p. On a terminal the prompt is shown before the text. Exit status: 0 done, 1 the run
-    failed, 2 the command line is wrong, 130 interrupted (what there was by then has been written).
+    Without -p and -f the prompt is read from stdin; -f - puts piped text before that of -p. On a terminal the prompt
+    is shown before the text. Exit status: 0 done, 1 the run failed, 2 the command line is wrong, 130 interrupted (what
+    there was by then has been written).
     """
-    chat = settings.wants_chat(conversation)
+    refuse(refused)
+    chat = settings.wants_chat(conversation, turns)
     settings.check_output(output, json, chat=chat)
-    params = settings.sampling_params(sampling, cache, escape=prompt.escape, logprobs=json.logprobs)
+    params = settings.sampling_params(
+        sampling, cache, escape=prompt.escape, chain=chain, logprobs=json.logprobs, special=output.special
+    )
     settings.check_prompt_cache(prompt_cache, params, chat=chat)
-    config = settings.cache_config(cache)
-    notes = settings.notes(accepted, model)
-    terminal = Terminal(quiet=output.quiet, verbose=output.verbose)
-    for note in notes:
+    opening = Opening(model, changes, machine, settings.cache_config(cache))
+    terminal = Terminal(quiet=output.quiet, verbose=output.verbose, perf=output.perf)
+    for note in notes(accepted, model):
         terminal.note(note)
     if chat:
         from mixkv.cli.chat import converse
 
-        return converse(prompt, model, config, params, terminal)
-    text = read_prompt(prompt, terminal)
-    saved = prompt_cache.prompt_cache is not None and Path(prompt_cache.prompt_cache).exists()
+        return converse(prompt, turns, opening, params, terminal)
+    text = read_prompt(prompt)
+    saved = _holds_something(prompt_cache.prompt_cache)
     if text is None and not saved:
         raise ConfigError("there is no prompt: give -p TEXT or -f FILE, or pipe text in (-h shows all flags)")
-    if not text and not saved:
-        raise InputError("the prompt is empty: give at least one character")
-    llm = open_llm(model, config, terminal)
+    llm = open_llm(opening, terminal)
     if saved:
-        assert prompt_cache.prompt_cache is not None
-        llm.load_session(prompt_cache.prompt_cache)
-    ids = llm.tokenize(text, parse_special=prompt.parse_special) if text else llm.tokens
-    run = _Run(llm, ids, prompt_cache, terminal)
+        _load_prompt_cache(llm, prompt_cache.prompt_cache)
+    known = llm.tokens
+    ids = known if text is None else llm.tokenize(text, parse_special=prompt.parse_special is not False)
+    run = _Run(llm, ids, known, prompt_cache, terminal)
     if json.json:
         return run.as_json(params)
     shown = text if text and sys.stdout.isatty() and not prompt.no_display_prompt else ""
     return run.as_text(params, shown, color=output.color not in settings.OFF)
 
 
+def _holds_something(path: str | None) -> bool:
+    """Whether there is a prompt cache to start from; an empty file, as mktemp makes it, is none yet."""
+    return path is not None and Path(path).exists() and Path(path).stat().st_size > 0
+
+
+def _load_prompt_cache(llm: LLM, path: str | None) -> None:
+    """Restore the sequence. The engine's advice is for people who write Python: here it is about flags."""
+    assert path is not None
+    try:
+        llm.load_session(path)
+    except SessionError as error:
+        advice = "give the cache flags that it was saved with, or --prompt-cache another file"
+        text = str(error).replace("load with the same settings, or convert it (convert=True)", advice)
+        raise SessionError(text if "-c" in text else f"{text}; give --prompt-cache another file") from None
+
+
 class _Run:
     """One generation, its text or JSON to stdout."""
 
-    def __init__(self, llm: LLM, ids: list[int], prompt_cache: PromptCacheFlags, terminal: Terminal) -> None:
-        self.llm, self.ids, self.files, self.terminal = llm, ids, prompt_cache, terminal
+    def __init__(
+        self, llm: LLM, ids: list[int], saved: list[int], prompt_cache: PromptCacheFlags, terminal: Terminal
+    ) -> None:
+        """saved: the tokens that the prompt cache's file holds."""
+        self.llm, self.ids, self.saved, self.files, self.terminal = llm, ids, saved, prompt_cache, terminal
 
     def as_text(self, params: Any, shown: str, *, color: bool) -> int:
         """Write the text as it comes; `shown` goes before it."""
@@ -145,8 +169,11 @@ class _Run:
         return generation
 
     def _save(self, *, at_end: bool) -> None:
-        path = self.files.prompt_cache
-        if path is not None and not self.files.prompt_cache_ro and self.files.prompt_cache_all is at_end:
+        """Write the prompt cache, unless its file holds all this already: a longer one is worth more."""
+        path, tokens = self.files.prompt_cache, self.llm.tokens
+        if path is None or self.files.prompt_cache_ro or self.files.prompt_cache_all is not at_end:
+            return
+        if tokens != self.saved[: len(tokens)]:
             self.llm.save_session(path)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from mixkv.cli.flags import spell_out
 from mixkv.cli.terminal import DONE, INTERRUPTED, WRONG_USAGE, fail, prepare_streams
+from mixkv.kernels.errors import ConfigError
 
 COMMANDS = ("generate", "chat", "inspect", "bench", "perplexity", "evaluate")
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
@@ -49,39 +50,48 @@ def _app(commands: Iterable[str] = COMMANDS) -> typer.Typer:
     return app
 
 
-def main(arguments: list[str] | None = None) -> NoReturn:
-    """The command `mixkv`."""
+def main(arguments: list[str] | None = None) -> int:
+    """The command `mixkv`; its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
     named = words[:1] if words and words[0] in COMMANDS else COMMANDS
     command: Any = typer.main.get_command(_app(named))
-    chosen = command.commands.get(words[0]) if words else None
-    if chosen is not None:
-        words = [words[0], *spell_out(words[1:], chosen.params)]
-    _run(command, "mixkv", words)
+    return _run(command, "mixkv", words)
 
 
-def main_generate(arguments: list[str] | None = None) -> NoReturn:
-    """The command `mixkv-cli`, which is `mixkv generate`."""
+def main_generate(arguments: list[str] | None = None) -> int:
+    """The command `mixkv-cli`, which is `mixkv generate`; its exit status."""
     group: Any = typer.main.get_command(_app(["generate"]))
-    command = group.commands["generate"]
     words = sys.argv[1:] if arguments is None else arguments
     if words == ["--version"]:
-        _run(group, "mixkv", words)
-    _run(command, "mixkv-cli", spell_out(words, command.params))
+        return _run(group, "mixkv", words)
+    return _run(group.commands["generate"], "mixkv-cli", words)
 
 
-def _run(command: Any, name: str, words: list[str]) -> NoReturn:
-    """Run one command line and leave with its status."""
+def _run(command: Any, name: str, words: list[str]) -> int:
+    """Run one command line; its exit status."""
     prepare_streams()
     try:
-        status = command.main(args=words, prog_name=name, standalone_mode=False)
+        status = command.main(args=_spelled_out(command, words), prog_name=name, standalone_mode=False)
+    except ConfigError as error:
+        fail(f"{error} ({name} --help shows what there is)")
+        return WRONG_USAGE
     except USAGE_ERRORS as error:
         fail(f"{error.format_message()} ({name} --help shows what there is)")  # type: ignore[attr-defined]
-        status = WRONG_USAGE
+        return WRONG_USAGE
     except (KeyboardInterrupt, typer.Abort):
-        status = INTERRUPTED
-    sys.exit(status or DONE)
+        return INTERRUPTED
+    return status or DONE
 
 
-if __name__ == "__main__":
-    main()
+def _spelled_out(command: Any, words: list[str]) -> list[str]:
+    """The words as typer reads them; of `mixkv`, those behind the name of a command are that command's."""
+    help_names = HELP_FLAGS["help_option_names"]
+    commands = getattr(command, "commands", None)
+    if commands is None:
+        return spell_out(words, command.params, help_names)
+    own = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    spelled = spell_out(words[:own], command.params, help_names)
+    chosen = commands.get(words[own]) if own < len(words) else None
+    if chosen is None:
+        return spelled + words[own:]
+    return [*spelled, words[own], *spell_out(words[own + 1 :], chosen.params, help_names)]

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from mixkv.cli.flags import flag
 
 MODEL, PROMPT, CACHE, OUTPUT = "Model and machine", "Prompt", "KV cache", "Output"
-ACCEPTED = "Accepted for llama-cli's sake"
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class ModelFlags:
 
     model: str | None = flag("-m", "--model", panel=MODEL, metavar="FILE", help="GGUF model", default="the demo model")
     n_ctx: int = flag("-c", "--ctx-size", panel=MODEL, value=0, help="Tokens the context holds; 0: as the model")
-    n_threads: int = flag("-t", "--threads", panel=MODEL, value=-1, help="Threads; -1: the usable cores")
+    n_threads: int = flag("-t", "--threads", panel=MODEL, value=-1, help="Threads; -1 and 0: the usable cores")
     n_batch: int = flag("-b", "--batch-size", panel=MODEL, value=512, help="Prompt tokens at a time", default="512")
     exact: bool = flag("--exact", panel=MODEL, value=False, help="Float32 activations: slower, not rounded to 8 bits")
 
@@ -31,15 +30,18 @@ class PromptFlags:
     """What to continue."""
 
     prompt: str | None = flag("-p", "--prompt", panel=PROMPT, metavar="TEXT", help="Text to continue")
-    file: str | None = flag("-f", "--file", panel=PROMPT, metavar="FILE", help="The same from a file, taken as it is")
+    file: str | None = flag(
+        "-f", "--file", panel=PROMPT, metavar="FILE", help="The same from a file, taken as it is; -: stdin"
+    )
     system: str | None = flag("-sys", "--system-prompt", panel=PROMPT, metavar="TEXT", help="Goes before everything")
     escape: bool = flag(
         "-e", "--escape/--no-escape", panel=PROMPT, value=True, default="on",
         help=r"Read \n \t \r \' \" \\ \xHH in -p, -sys and -r as characters",
     )  # fmt: skip
-    parse_special: bool = flag(
-        "-sp", "--parse-special", panel=PROMPT, value=False, help="Special tokens written in the prompt count as such"
-    )
+    parse_special: bool | None = flag(
+        "--parse-special/--no-parse-special", panel=PROMPT, default="on; off in a chat",
+        help="Special tokens written in the prompt count as such",
+    )  # fmt: skip
     no_display_prompt: bool = flag(
         "--no-display-prompt/--display-prompt", panel=PROMPT, value=False,
         help="Leave the prompt out of the output (it is only shown on a terminal)",
@@ -53,6 +55,15 @@ class ConversationFlags:
     conversation: bool = flag("-cnv", "--conversation", panel=PROMPT, value=False, help="Chat, as `mixkv chat`")
     no_conversation: bool = flag("-no-cnv", "--no-conversation", panel=PROMPT, value=False, help="No chat, the default")
     interactive: bool = flag("-i", "--interactive", panel=PROMPT, value=False, help="The same as -cnv")
+
+
+@dataclass(frozen=True)
+class TurnFlags:
+    """How long a chat is."""
+
+    single_turn: bool = flag(
+        "-st", "--single-turn", panel=PROMPT, value=False, help="A chat of one turn: -p, or a line"
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,8 @@ class PromptCacheFlags:
 
     prompt_cache: str | None = flag(
         "--prompt-cache", panel=CACHE, metavar="FILE",
-        help="Start from the computed prompt in FILE, if it is there; save it there. Without -p: go on from it",
+        help="Start from the computed prompt in FILE, if it holds one; save a longer or another one there. Without -p: "
+        "go on from it",
     )  # fmt: skip
     prompt_cache_all: bool = flag("--prompt-cache-all", panel=CACHE, value=False, help="Save the generated text, too")
     prompt_cache_ro: bool = flag("--prompt-cache-ro", panel=CACHE, value=False, help="Only read FILE")
@@ -104,7 +116,14 @@ class PromptCacheFlags:
 class OutputFlags:
     """What is shown."""
 
-    quiet: bool = flag("-q", "--quiet", panel=OUTPUT, value=False, help="No progress, statistics, warnings")
+    special: bool = flag("-sp", "--special", panel=OUTPUT, value=False, help="Print special tokens, too")
+    quiet: bool = flag(
+        "-q", "--quiet", "--log-disable", panel=OUTPUT, value=False, help="No progress, statistics, warnings"
+    )
+    perf: bool | None = flag(
+        "--perf/--no-perf", "--show-timings/--no-show-timings", panel=OUTPUT, default="at a terminal",
+        help="Statistics at the end",
+    )  # fmt: skip
     verbose: bool = flag(
         "-v", "--verbose", panel=OUTPUT, value=False, help="Statistics and warnings also where stderr is no terminal"
     )
@@ -119,22 +138,3 @@ class JsonFlags:
 
     json: bool = flag("--json", panel=OUTPUT, value=False, help="One JSON object: text, tokens, finish_reason, stats")
     logprobs: int | None = flag("--logprobs", panel=OUTPUT, help="With --json: log probabilities, and the N best")
-
-
-@dataclass(frozen=True)
-class AcceptedFlags:
-    """Flags of llama-cli that change nothing here; settings.py says so where somebody expects otherwise."""
-
-    flash_attn: str = flag(
-        "-fa", "--flash-attn", panel=ACCEPTED, value="auto", metavar="[on|off|auto]", help="Attention is always flash"
-    )
-    gpu_layers: str = flag(
-        "-ngl", "--gpu-layers", "--n-gpu-layers", panel=ACCEPTED, value="auto", metavar="N", help="All run on the CPU"
-    )
-    threads_batch: int | None = flag("-tb", "--threads-batch", panel=ACCEPTED, help="-t holds for the prompt, too")
-    ubatch: int | None = flag("-ub", "--ubatch-size", panel=ACCEPTED, help="-b decides alone")
-    keep: int = flag("--keep", panel=ACCEPTED, value=0, help="A full context ends the text, nothing is dropped")
-    mlock: bool = flag("--mlock", panel=ACCEPTED, value=False, help="Memory is not locked")
-    no_mmap: bool = flag("--no-mmap", panel=ACCEPTED, value=False, help="Files are always mapped")
-    no_warmup: bool = flag("--no-warmup", panel=ACCEPTED, value=False, help="There is none")
-    simple_io: bool = flag("--simple-io", panel=ACCEPTED, value=False, help="It always is")

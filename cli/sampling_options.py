@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixkv.cli.flags import flag
+from mixkv.engine.sampling.params import SAMPLERS
+from mixkv.kernels.errors import ConfigError
 
 LENGTH, SAMPLING, REPETITION = "Length and end", "Sampling", "Against repetition"
+LETTERS = dict(zip("edskypmxt", SAMPLERS, strict=True))
+"""llama-cli's letter of each sampler."""
+NAMES = {name: name for name in SAMPLERS} | {
+    "temp": "temperature", "typical": "typ_p", "typical_p": "typ_p", "typ": "typ_p", "nucleus": "top_p",
+}  # fmt: skip
+"""All names by which llama-cli knows them."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +73,34 @@ class SamplingFlags:
         "--dry-sequence-breaker", panel=REPETITION, metavar="TEXT",
         help=r"Ends a sequence, in place of \n : quote *; may be repeated; none: nothing does",
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChainFlags:
+    """Which samplers act, and in which order: SamplingParams.samplers, spelled in two ways."""
+
+    samplers: str | None = flag(
+        "--samplers", panel=SAMPLING, metavar="NAMES", default=";".join(SAMPLERS),
+        help="What acts, in this order, with ; between; what is left out does not act",
+    )  # fmt: skip
+    sampler_seq: str | None = flag(
+        "--sampler-seq", "--sampling-seq", panel=SAMPLING, metavar="LETTERS", default="".join(LETTERS),
+        help="The same by letters",
+    )  # fmt: skip
+
+    def chosen(self) -> tuple[str, ...] | None:
+        """The names, None if neither flag was given. ConfigError for one that does not exist."""
+        if self.samplers is not None and self.sampler_seq is not None:
+            raise ConfigError("--samplers and --sampler-seq say the same in two ways: give one of them")
+        if self.samplers is not None:
+            words = [word.strip() for word in self.samplers.split(";") if word.strip()]
+            return tuple(_known(word, NAMES, f"--samplers {self.samplers!r}") for word in words)
+        if self.sampler_seq is not None:
+            return tuple(_known(letter, LETTERS, f"--sampler-seq {self.sampler_seq!r}") for letter in self.sampler_seq)
+        return None
+
+
+def _known(word: str, names: dict[str, str], where: str) -> str:
+    if word.replace("-", "_") not in names:
+        raise ConfigError(f"{where}: there is no sampler {word!r}: use {' '.join(names)}")
+    return names[word.replace("-", "_")]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mixkv.cli import settings
+from mixkv.cli.machine import MachineFlags, lock_memory, prepare
 from mixkv.cli.options import ModelFlags
+from mixkv.cli.overrides import OverrideFlags, overrides
 from mixkv.cli.terminal import Terminal
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 
@@ -16,15 +19,30 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 
-def open_llm(flags: ModelFlags, config: KVCacheConfig, terminal: Terminal) -> LLM:
+@dataclass(frozen=True)
+class Opening:
+    """Everything that decides which model is loaded and how."""
+
+    model: ModelFlags
+    overrides: OverrideFlags
+    machine: MachineFlags
+    cache: KVCacheConfig
+
+
+def open_llm(opening: Opening, terminal: Terminal) -> LLM:
     """Load the model that the flags name. Raises what `mixkv.load` raises."""
+    flags, config = opening.model, opening.cache
+    n_ctx, changed_metadata = settings.context_size(flags), overrides(opening.overrides)
+    prepare(opening.machine, terminal)
     from mixkv.engine.load import load
 
     with terminal.progress("loading") as report:
         llm = load(
-            flags.model, n_ctx=settings.context_size(flags), n_batch=flags.n_batch, n_threads=flags.n_threads,
-            cache_config=config, exact=flags.exact, progress=report,
+            flags.model, n_ctx=n_ctx, n_batch=flags.n_batch, n_threads=flags.n_threads, cache_config=config,
+            exact=flags.exact, overrides=changed_metadata, progress=report,
         )  # fmt: skip
+    if opening.machine.mlock:
+        lock_memory(terminal)
     as_set = CachePlan.of(config, llm.config.n_layers).within(llm.n_ctx)
     changed = sum(mine != asked for mine, asked in zip(llm.cache.plan.layers, as_set.layers, strict=True))
     if changed:
@@ -39,17 +57,17 @@ def show_statistics(stats: GenerationStats, llm: LLM, terminal: Terminal) -> Non
     """Speeds, and the cache's memory beside that of FP16."""
     cache = stats.cache
     if cache.n_tokens < stats.prompt_tokens and not stats.generated_tokens:
-        terminal.say(f"interrupted after {cache.n_tokens} of {stats.prompt_tokens} prompt tokens")
+        terminal.tally(f"interrupted after {cache.n_tokens} of {stats.prompt_tokens} prompt tokens")
         return
     reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
-    terminal.say(
+    terminal.tally(
         f"prompt {stats.prompt_tokens} tokens{reused}, {stats.prompt_tokens_per_second:.1f} tokens/s | "
         f"text {stats.generated_tokens} tokens, {stats.decode_tokens_per_second:.1f} tokens/s | "
         f"load {stats.load_seconds:.2f} s, {llm.n_threads} threads"
     )
     share = f", {cache.nbytes / cache.fp16_bytes:.0%}" if cache.fp16_bytes else ""
     parts = f": {cache.sink_tokens} first, {cache.hot_tokens} recent, {cache.cold_tokens} old"
-    terminal.say(
+    terminal.tally(
         f"cache {_mib(cache.nbytes)} (FP16: {_mib(cache.fp16_bytes)}{share}) for {cache.n_tokens} of {cache.n_ctx} "
         f"tokens{parts if llm.cache_config.mixed_kv_cache else ''}"
     )

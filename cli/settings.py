@@ -11,15 +11,15 @@ from typing import Any
 
 from mixkv.cli.flags import SWITCH_WORDS
 from mixkv.cli.options import (
-    AcceptedFlags,
     CacheFlags,
     ConversationFlags,
     JsonFlags,
     ModelFlags,
     OutputFlags,
     PromptCacheFlags,
+    TurnFlags,
 )
-from mixkv.cli.sampling_options import SamplingFlags
+from mixkv.cli.sampling_options import ChainFlags, SamplingFlags
 from mixkv.cli.text import unescape
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.sampling import SamplingParams
@@ -45,8 +45,9 @@ def cache_config(flags: CacheFlags) -> KVCacheConfig:
 
 
 def sampling_params(
-    flags: SamplingFlags, cache: CacheFlags, *, escape: bool, logprobs: int | None = None
-) -> SamplingParams:
+    flags: SamplingFlags, cache: CacheFlags, *, escape: bool, chain: ChainFlags | None = None,
+    logprobs: int | None = None, special: bool = False,
+) -> SamplingParams:  # fmt: skip
     """The sampling that preset and flags describe together. escape: read \\n and the like in stop strings."""
     given = _given(flags)
     if "max_tokens" in given and given["max_tokens"] == -2:  # llama-cli's second word for the same
@@ -58,8 +59,13 @@ def sampling_params(
         given["dry_sequence_breakers"] = ()
     if "logit_bias" in given:
         given["logit_bias"] = dict(_bias(text) for text in given["logit_bias"])
+    samplers = chain.chosen() if chain is not None else None
+    if samplers is not None:
+        given["samplers"] = samplers
     if logprobs is not None:
         given["logprobs"] = logprobs
+    if special:
+        given["skip_special_tokens"] = False
     return SamplingParams.from_options({**_of_preset(cache.preset, "sampling"), **given})
 
 
@@ -92,17 +98,17 @@ def context_size(flags: ModelFlags) -> int | None:
     return flags.n_ctx or None
 
 
-def wants_chat(flags: ConversationFlags) -> bool:
-    """Whether `generate` was asked to be a chat."""
+def wants_chat(flags: ConversationFlags, turns: TurnFlags) -> bool:
+    """Whether `generate` was asked to be a chat; -st is one of one turn, unless -no-cnv says otherwise."""
     if flags.no_conversation and (flags.conversation or flags.interactive):
         raise ConfigError("-no-cnv contradicts -cnv and -i: give one of them")
-    return flags.conversation or flags.interactive
+    return flags.conversation or flags.interactive or (turns.single_turn and not flags.no_conversation)
 
 
 def check_output(output: OutputFlags, json: JsonFlags | None = None, *, chat: bool = False) -> None:
     """Flags about output that contradict each other."""
     if output.quiet and output.verbose:
-        raise ConfigError("-q contradicts -v: give one of them")
+        raise ConfigError("-q (--log-disable) contradicts -v: give one of them")
     if output.color not in SWITCH_WORDS:
         raise ConfigError(f"--color {output.color!r}: use on, off or auto")
     if json is not None:
@@ -124,28 +130,3 @@ def check_prompt_cache(flags: PromptCacheFlags, sampling: SamplingParams, *, cha
         raise ConfigError("--prompt-cache is not for a chat (-cnv, -i): leave it out")
     if sampling.max_tokens == 0:
         raise ConfigError("--prompt-cache keeps the computed prompt, which -n 0 does not compute: use -n 1")
-
-
-def notes(flags: AcceptedFlags, model: ModelFlags) -> list[str]:
-    """One line for each accepted flag that asks for something this engine has no use for."""
-    if flags.flash_attn.lower() not in SWITCH_WORDS:
-        raise ConfigError(f"-fa {flags.flash_attn!r}: use on, off or auto")
-    layers = flags.gpu_layers
-    if layers not in ("auto", "all") and not re.fullmatch(r"-?[0-9]+", layers):
-        raise ConfigError(f"-ngl {layers!r}: give a number of layers, auto or all")
-    found = []
-    if flags.flash_attn.lower() in OFF:
-        found.append(f"-fa {flags.flash_attn} has no effect: attention is always flash attention here")
-    if layers != "auto" and (layers == "all" or int(layers) != 0):
-        found.append(f"-ngl {layers} has no effect: all layers run on the CPU")
-    if flags.threads_batch is not None and flags.threads_batch != model.n_threads:
-        found.append(f"-tb {flags.threads_batch} has no effect: the prompt takes the threads of -t")
-    if flags.ubatch is not None and flags.ubatch != model.n_batch:
-        found.append(f"-ub {flags.ubatch} has no effect: -b says how many prompt tokens are computed at a time")
-    if flags.keep:
-        found.append(f"--keep {flags.keep} has no effect: a full context ends the text, nothing is dropped from it")
-    if flags.mlock:
-        found.append("--mlock has no effect: memory is not locked")
-    if flags.no_mmap:
-        found.append("--no-mmap has no effect: model files are mapped, packed and let go")
-    return found

@@ -18,9 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from mixkv.cli.start import INTERRUPTED, interruptible
 from mixkv.kernels.errors import ConfigError, MixkvError, MixkvWarning
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE = 0, 1, 2
 BAR_DELAY_SECONDS = 0.3
 """Work that takes less shows no bar."""
 
@@ -84,12 +85,17 @@ def _drop_stdout() -> None:
 class Terminal:
     """stderr, as far as this run may use it."""
 
-    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
-        """Takes over Python's warnings: a MixkvWarning becomes one line, others show with `verbose` only."""
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, perf: bool | None = None) -> None:
+        """Takes over Python's warnings: a MixkvWarning becomes one line, others show with `verbose` only.
+
+        perf: whether statistics are shown; None: to people.
+        """
         self.quiet = quiet
         self.live = sys.stderr.isatty() and not quiet
         self.chatty = self.live or (verbose and not quiet)
+        self.statistics = self.chatty if perf is None else perf and not quiet
         self._verbose = verbose and not quiet
+        warnings.simplefilter("always", MixkvWarning)  # of each turn of a chat, not of the first alone
         warnings.showwarning = self._show_warning  # type: ignore[assignment]
 
     def note(self, text: str) -> None:
@@ -102,9 +108,18 @@ class Terminal:
         if self.chatty:
             print(harmless(text), file=sys.stderr)
 
+    def tally(self, text: str) -> None:
+        """A line of statistics."""
+        if self.statistics:
+            print(harmless(text), file=sys.stderr)
+
     @contextmanager
     def progress(self, what: str) -> Iterator[Report | None]:
-        """A bar that appears if the block takes a while and is gone afterwards; gives the function that moves it."""
+        """A bar that appears if the block takes a while and is gone afterwards; gives the function that moves it.
+
+        The block is work: from here on Ctrl-C is a KeyboardInterrupt.
+        """
+        interruptible()
         if not self.live:
             yield None
             return

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
-import select
-import stat
 import sys
 from pathlib import Path
 
 from mixkv.cli.options import PromptFlags
-from mixkv.cli.terminal import Terminal
 from mixkv.kernels.errors import ConfigError, InputError
 
-PATIENCE_SECONDS = 2.0
+STDIN = "-"
+"""The name of a file that is standard input."""
 _ESCAPE = re.compile(rb"\\(?:([nrt'\"\\])|x([0-9a-fA-F]{2}))")
 _MEANING = {b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
@@ -29,24 +26,26 @@ def unescape(text: str) -> str:
     return _ESCAPE.sub(character, text.encode("utf-8", "surrogateescape")).decode("utf-8", "replace")
 
 
-def read_prompt(flags: PromptFlags, terminal: Terminal) -> str | None:
-    """System prompt, piped text and -p or -f, joined in this order; None if none of the last two was given.
+def read_prompt(flags: PromptFlags) -> str | None:
+    """System prompt, text from stdin, and -p or -f, joined in this order; None if there is no prompt.
 
-    ConfigError for both -p and -f, InputError for bytes that are not UTF-8, OSError for a file that cannot be read.
+    stdin is read where `-f -` asks for it, and where there is neither -p nor -f: a `while read` loop around a command
+    must not lose its input to it. ConfigError for both -p and a file, InputError for bytes that are not UTF-8, OSError
+    for a file that cannot be read.
     """
+    asked = flags.file == STDIN
     own = own_prompt(flags)
-    piped = _piped(terminal, patient=own is None)
-    parts = [part for part in (piped, own) if part]
-    if own is None and piped is None:
+    piped = _piped() if asked or (own is None and not sys.stdin.isatty()) else None
+    if not asked and not piped and own is None:
         return None
-    return with_system(flags, "\n".join(parts))
+    return with_system(flags, "\n".join(part for part in (piped, own) if part))
 
 
 def own_prompt(flags: PromptFlags) -> str | None:
-    """The text of -p or -f; None if there is neither."""
-    if flags.prompt is not None and flags.file is not None:
-        raise ConfigError("-p and -f both give the prompt: leave one out (piped text goes before either)")
-    if flags.file is not None:
+    """The text of -p or of the file of -f; None if there is neither."""
+    if flags.file is not None and flags.file != STDIN:
+        if flags.prompt is not None:
+            raise ConfigError("-p and -f both give the prompt: leave one out (-f - puts piped text before that of -p)")
         return _decoded(Path(flags.file).read_bytes(), flags.file)
     if flags.prompt is not None and flags.escape:
         return unescape(flags.prompt)
@@ -55,24 +54,14 @@ def own_prompt(flags: PromptFlags) -> str | None:
 
 def with_system(flags: PromptFlags, text: str) -> str:
     """`text` after the system prompt, an empty line between them."""
-    if not flags.system or not text:
+    if not flags.system:
         return text
     return f"{unescape(flags.system) if flags.escape else flags.system}\n\n{text}"
 
 
-def _piped(terminal: Terminal, *, patient: bool) -> str | None:
-    """What stdin holds; None if it is a terminal. patient: there is no other prompt, so waiting surprises nobody."""
-    if sys.stdin.isatty():
-        return None
-    source = sys.stdin.buffer
-    kind = os.fstat(source.fileno()).st_mode
-    if (
-        not patient
-        and (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind))
-        and not select.select([source], [], [], PATIENCE_SECONDS)[0]
-    ):
-        terminal.note("waiting for piped text that goes before the prompt; without it, run with < /dev/null")
-    return _decoded(source.read(), "the piped text")
+def _piped() -> str:
+    """What stdin holds, to its end."""
+    return _decoded(sys.stdin.buffer.read(), "the piped text")
 
 
 def _decoded(data: bytes, where: str) -> str:

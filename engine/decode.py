@@ -54,7 +54,7 @@ class Placer(Protocol):
 
 class Decode(BaseJob):
     """One generation. tokens: those sampled so far; reused: prompt tokens that were in the cache; finish_reason: "stop"
-    or "length" once it is done and not failed.
+    or "length" once it is done and not failed; end_token: which of `ends` ended it.
 
     ends: ids that end it. limit: tokens to generate at most, None for as many as the context holds. wanted: asked
     whether to go on while nobody waits. prefix_reuse: "on", "exact" or "off" (load.py). cuts: lengths of the prompt at which
@@ -69,6 +69,7 @@ class Decode(BaseJob):
         self.slots, self.prompt, self.sampler, self.ends, self.limit = slots, prompt, sampler, ends, limit
         self.tokens: list[int] = []
         self.finish_reason: str | None = None
+        self.end_token: int | None = None
         self.prefix_reuse, self.cuts = prefix_reuse, set[int]()
         self.reused = self.fed = 0
         self.prompt_seconds = self.decode_seconds = 0.0
@@ -131,6 +132,7 @@ class Decode(BaseJob):
     def _accept(self, token: int, row: F32) -> bool:
         """Take a sampled token; False where the generation ends."""
         if token in self.ends:
+            self.end_token = token
             self.finish("stop")
             return False
         self.sampler.accept(token)

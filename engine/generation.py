@@ -30,7 +30,8 @@ class TokenText:
         self.logprobs: list[TokenLogprob] = []
         self.pieces: list[str] = []
         self.stops = StopMatcher(params.stop)
-        self._n_logprobs, self._sampler, self._detokenizer = params.logprobs, sampler, StreamDetokenizer(tokenizer)
+        self._n_logprobs, self._sampler, self._skip_special = params.logprobs, sampler, params.skip_special_tokens
+        self._detokenizer = StreamDetokenizer(tokenizer, skip_special=params.skip_special_tokens)
 
     def push(self, token: int, logits: F32) -> bool:
         """One more token and the logits (n_vocab,) it was drawn from; whether a stop string is complete."""
@@ -44,9 +45,10 @@ class TokenText:
         self.chunks.append(Chunk(text, token, logprob, top))
         return stopped
 
-    def end(self, reason: str) -> Chunk:
-        """The last chunk: what was held back, and why the generation ended."""
-        rest, stopped = self.stops.push(self._detokenizer.flush())
+    def end(self, reason: str, end_token: int | None) -> Chunk:
+        """The last chunk: what was held back, with `end_token` if it prints, and why the generation ended."""
+        last = "" if end_token is None or self._skip_special else self._detokenizer.push(end_token)
+        rest, stopped = self.stops.push(last + self._detokenizer.flush())
         rest += self.stops.flush()
         self.pieces.append(rest)
         return Chunk(rest, finish_reason="stop" if stopped else reason)
@@ -55,6 +57,7 @@ class TokenText:
 class Generation:
     """Iterate over it for chunks; afterwards (or in between) `text`, `tokens`, `finish_reason` and `stats` hold.
 
+    `end_token`: the end-of-generation token that ended it, which is not among `tokens`; None if something else did.
     A KeyboardInterrupt while a token is computed ends it with finish_reason "interrupted" and what there is. `close`
     ends it early. InputError from the next chunk on, once somebody else used its sequence.
     """
@@ -129,6 +132,11 @@ class Generation:
         return self.job.tokens
 
     @property
+    def end_token(self) -> int | None:
+        """The end-of-generation token that ended it."""
+        return self.job.end_token
+
+    @property
     def logprobs(self) -> list[TokenLogprob]:
         """Their log probabilities, where asked for."""
         return self._words.logprobs
@@ -194,6 +202,6 @@ class Generation:
 
     def _end(self, reason: str) -> Chunk:
         self._over = True
-        chunk = self._words.end(reason)
+        chunk = self._words.end(reason, self.end_token)
         self.finish_reason = chunk.finish_reason
         return chunk

@@ -18,6 +18,7 @@ from mixkv.engine.generation import Generation
 from mixkv.engine.kv import KVCache
 from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.kv_sample import HeadStatistics
+from mixkv.engine.prompt import encode_prompt
 from mixkv.engine.results import Chunk, Completion
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.scheduler import Scheduler
@@ -152,12 +153,13 @@ class LLM:
     # What it does
 
     def tokenize(self, prompt: Prompt, *, parse_special: bool = False) -> list[int]:
-        """Ids of a prompt, BOS in front where the model wants it, never EOS behind; ids are checked and passed through.
+        """Ids of a prompt, BOS in front where the model wants it (alone for ""), never EOS behind; ids are checked and
+        passed through.
 
-        InputError for an empty prompt, ids out of range, or more tokens than the context has (it says both lengths).
+        InputError for an empty prompt (a text, if there is no BOS), ids out of range, or more tokens than the context.
         """
         if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt, add_eos=False, parse_special=parse_special) if prompt else []
+            ids = encode_prompt(prompt, self.tokenizer, parse_special=parse_special)
         else:
             ids = _checked_ids(prompt, self.config.n_vocab)
         if not ids:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.llm import LLM, Loaded, Prompt
 from mixkv.engine.memory import available_memory, plan_memory
+from mixkv.engine.prompt import warn_beyond_training
 from mixkv.engine.results import Completion
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.scheduler import Scheduler
@@ -39,7 +40,8 @@ def load(
     path: str | Path | None = None, *, n_ctx: int | None = None, n_batch: int = 512, n_threads: int | None = None,
     cache_config: KVCacheConfig | None = None, n_parallel: int = 1, kv_memory: int | None = None,
     prefix_reuse: str = "on", exact: bool = False, dense: bool = False,
-    progress: Callable[[int, int], None] | None = None, **cache_settings: Any,
+    overrides: Mapping[str, object] | None = None, progress: Callable[[int, int], None] | None = None,
+    **cache_settings: Any,
 ) -> LLM:  # fmt: skip
     """Load a GGUF model; without a path, the demo model that ships with the package.
 
@@ -49,8 +51,9 @@ def load(
     `cache_config`, or by keywords with the names of KVCacheConfig's fields (mixed_kv_cache, hot_window, ...).
     prefix_reuse: what a new prompt may take from the cache; "on": the longest common prefix, "exact": only if no
     recent token would be a dequantized one, "off": nothing. exact: float32 activations in native kernels. dense:
-    weights dequantized once, at load (reference kernels; faster, and up to 7 times the memory). progress(bytes done,
-    bytes in all) is called while weights are read.
+    weights dequantized once, at load (reference kernels; faster, and up to 7 times the memory). overrides: metadata in
+    place of the file's, such as {"{arch}.rope.freq_base": 1e6}; "{arch}" is the file's architecture. progress(bytes
+    done, bytes in all) is called while weights are read.
 
     Raises GGUFError, TokenizerError, ConfigError, OutOfMemoryError.
     """
@@ -67,13 +70,14 @@ def load(
     if kv_memory is not None:
         _check_count("kv_memory", kv_memory, 1 << 62)
     threads = choose_threads(n_threads)
-    gguf = open_gguf(demo_model() if path is None else path)
+    gguf = open_gguf(demo_model() if path is None else path, overrides)
     try:
         family_of(gguf)
         model_config = read_config(gguf)
         heads = HeadStatistics(gguf)
         plan = plan_cache(heads, config)
         n_ctx = _fit_context(gguf, n_ctx, plan, n_batch=n_batch, n_parallel=n_parallel, kv_memory=kv_memory, dense=dense)
+        warn_beyond_training(n_ctx, model_config)
 
         def read_the_rest() -> Tokenizer:
             tokenizer = load_tokenizer(gguf)

@@ -58,12 +58,16 @@ class Meanwhile(Generic[T]):
 
 
 def choose_threads(n_threads: int | None) -> int:
-    """The number asked for, or the usable cores; warns where more threads than cores are asked for."""
+    """The number asked for, or the usable cores (None, 0, -1); warns where more threads than cores are asked for."""
     cores = ops.available_cores()
-    if n_threads is None or n_threads == -1:
+    if n_threads is None:
         return cores
-    if isinstance(n_threads, bool) or not isinstance(n_threads, int) or not 1 <= n_threads <= MAX_THREADS:
-        raise ConfigError(f"n_threads {n_threads!r} must be a number of threads from 1 to {MAX_THREADS}")
+    if isinstance(n_threads, bool) or not isinstance(n_threads, int) or not -1 <= n_threads <= MAX_THREADS:
+        raise ConfigError(
+            f"n_threads {n_threads!r} must be a number of threads from 1 to {MAX_THREADS}, or 0 for the cores"
+        )
+    if n_threads <= 0:
+        return cores
     if n_threads > cores:
         warnings.warn(
             f"{n_threads} threads on {cores} usable cores: more threads than cores slow each other down",

@@ -12,7 +12,7 @@ import contextlib
 import mmap
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -23,11 +23,15 @@ from mixkv.kernels.errors import GGUFError
 from mixkv.kernels.ggml import dequantize
 from mixkv.models.gguf_header import Header, parse_header
 from mixkv.models.gguf_metadata import Metadata
+from mixkv.models.gguf_overrides import OverriddenMetadata
 from mixkv.models.gguf_types import MAX_ENTRIES, WEIGHT_TYPES, TensorInfo, quoted
 
 
-def open_gguf(path: str | Path) -> GGUFFile:
-    """Open a model file; of a split model, any part opens all. Raises GGUFError."""
+def open_gguf(path: str | Path, overrides: Mapping[str, object] | None = None) -> GGUFFile:
+    """Open a model file; of a split model, any part opens all. Raises GGUFError.
+
+    overrides: metadata by key in place of the file's own, see `OverriddenMetadata`, whose ConfigErrors are raised.
+    """
     with contextlib.ExitStack() as undo:
         first = _Part.open(Path(path))
         undo.callback(first.close)
@@ -41,7 +45,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
                 undo.callback(part.close)
                 _check_part(part, parts, i, n_parts)
                 parts.append(part)
-        file = GGUFFile(parts)
+        file = GGUFFile(parts, overrides)
         undo.pop_all()
         return file
 
@@ -53,10 +57,11 @@ class GGUFFile:
     views on the map: they stay valid after `close`, which then only gives up this object's hold on the file.
     """
 
-    def __init__(self, parts: list[_Part]) -> None:
+    def __init__(self, parts: list[_Part], overrides: Mapping[str, object] | None = None) -> None:
         """From the parts of one model, in order. Raises GGUFError where their tensors do not fit together."""
         self.path: Path = parts[0].path
-        self.metadata: Metadata = parts[0].header.metadata
+        metadata = parts[0].header.metadata
+        self.metadata: Metadata = OverriddenMetadata(metadata, overrides) if overrides else metadata
         self.tensors: dict[str, TensorInfo] = _merge_tensors(parts)
         self._parts = parts
         self._closed = False

@@ -48,22 +48,25 @@ class Result:
 
 def command(*words: str) -> list[str]:
     """`mixkv WORDS`, by module, so that a clean clone needs no scripts on its path."""
-    return [sys.executable, "-m", "mixkv.cli.main", *words]
+    return [sys.executable, "-m", "mixkv", *words]
 
 
-def start(*words: str, script: str | None = None, **options: Any) -> subprocess.Popen[bytes]:
-    """A process with pipes. script: the installed script of that name instead of `mixkv`."""
+def start(
+    *words: str, script: str | None = None, line: list[str] | None = None, **options: Any
+) -> subprocess.Popen[bytes]:
+    """A process with pipes. script: the installed script of that name instead of `mixkv`; line: another command."""
     settings: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     settings |= {"cwd": tempfile.gettempdir(), **options}
-    line = [str(SCRIPTS / script), *words] if script else command(*words)
+    if line is None:
+        line = [str(SCRIPTS / script), *words] if script else command(*words)
     return subprocess.Popen(line, **settings)
 
 
-def run(*words: str, text: bytes | None = None, script: str | None = None, **options: Any) -> Result:
-    """A whole run; `text` is piped into it."""
+def run(*words: str, text: bytes | None = None, **options: Any) -> Result:
+    """A whole run; `text` is piped into it. Options are those of `start`."""
     if text is not None:
         options["stdin"] = subprocess.PIPE
-    process = start(*words, script=script, **options)
+    process = start(*words, **options)
     out, err = process.communicate(text, timeout=LIMIT_SECONDS)
     return Result(process.returncode, out or b"", err or b"")
 

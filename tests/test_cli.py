@@ -65,25 +65,6 @@ def test_one_json_object_with_text_tokens_statistics_and_log_probabilities(hello
     assert 0 < stats["cache"]["nbytes"] <= stats["cache"]["fp16_bytes"]
 
 
-def test_piped_text_goes_before_the_prompt(hello: mixkv.Completion) -> None:
-    """Of two inputs none may be lost; a line end that closes the pipe is not part of the prompt."""
-    assert generate(text=b"Once upon a time\n").out == hello.text.encode()
-    joined = generate("-p", "a time", "--json", text=b"Once upon\n")
-    expected = mixkv.generate(DEMO, "Once upon\na time", max_tokens=2, temperature=0.0)
-    assert json.loads(joined.out)["tokens"] == expected.tokens
-    assert json.loads(joined.out)["stats"]["prompt_tokens"] == expected.stats.prompt_tokens
-
-
-def test_a_pipe_that_stays_open_is_waited_for_and_that_is_said() -> None:
-    """Scripts run with an open stdin would hang without a word."""
-    process = start("generate", "-m", DEMO, "-p", "time", "-n", "1", stdin=subprocess.PIPE)
-    assert process.stderr is not None
-    assert b"waiting for piped text" in process.stderr.readline()
-    out, _ = process.communicate(b"Once upon a", timeout=60)
-    assert process.returncode == 0
-    assert out
-
-
 def test_escapes_are_read_in_the_prompt_and_left_alone_in_files(tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text("said\\n", encoding="utf-8")
@@ -114,21 +95,6 @@ def test_minus_two_and_minus_one_generate_until_the_context_is_full() -> None:
         assert (found["finish_reason"], found["stats"]["cache"]["n_tokens"]) == ("length", 12)
 
 
-def test_a_prompt_cache_saves_the_computed_prompt_and_goes_on_from_it(tmp_path: Path) -> None:
-    file = str(tmp_path / "prompt.session")
-    fresh = json.loads(generate("-p", HELLO, "--prompt-cache", file, "--json").out)
-    saved = Path(file).read_bytes()
-    again = json.loads(generate("-p", HELLO, "--prompt-cache", file, "--prompt-cache-ro", "--json").out)
-    without_prompt = json.loads(generate("--prompt-cache", file, "--prompt-cache-all", "--json").out)
-    assert fresh["text"] == again["text"] == without_prompt["text"]
-    assert fresh["stats"]["reused_tokens"] == 0
-    assert again["stats"]["reused_tokens"] == fresh["stats"]["prompt_tokens"] - 1, "the last one gives the logits"
-    assert len(Path(file).read_bytes()) > len(saved), "--prompt-cache-all saved what was generated"
-    other = generate("-p", HELLO, "--prompt-cache", file, "--mixed-kv-cache")
-    assert other.status == 1
-    assert file in other.complaint
-
-
 def test_text_is_utf8_whatever_the_locale_says() -> None:
     tokenizer = mixkv.load(DEMO, n_ctx=16).tokenizer
     token, text = next(
@@ -149,13 +115,21 @@ def test_statistics_are_for_terminals_or_on_request() -> None:
     assert "FP16" in lines[-1]
 
 
+def test_perf_decides_about_statistics_and_nothing_else() -> None:
+    """Scripts for llama-cli ask for timings with --perf, and for silence about them with --no-perf."""
+    assert b"tokens/s" in generate("-p", HELLO, "--perf").err
+    lines = generate("-p", HELLO, "-v", "-t", "600", "--no-perf").err.decode().splitlines()
+    assert [line.partition(": 600")[0] for line in lines] == ["mixkv: warning"]
+
+
 def test_flags_without_effect_are_accepted_and_say_so_once() -> None:
-    words = ("-ngl", "99", "--mlock", "--no-mmap", "-tb", "3", "-ub", "64", "--keep", "5", "-fa", "off")
+    words = ("-ngl", "99", "-nr", "--no-mmap", "-tb", "3", "-ub", "64", "--keep", "5", "-fa", "off", "--jinja")
     result = generate("-p", HELLO, "-n", "1", *words)
     assert result.status == 0
-    for name in ("-ngl 99", "--mlock", "--no-mmap", "-tb 3", "-ub 64", "--keep 5", "-fa off"):
+    for name in ("-ngl 99", "--no-repack", "--no-mmap", "-tb 3", "-ub 64", "--keep 5", "-fa off", "--jinja"):
         assert result.err.decode().count(f"mixkv: {name} has no effect") == 1
-    assert generate("-p", HELLO, "-n", "1", *words, "-q").err == b""
+    for silent in ("-q", "--log-disable"):
+        assert generate("-p", HELLO, "-n", "1", *words, silent).err == b""
 
 
 def test_interrupted_after_some_text_the_text_is_there_and_the_status_130() -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 from cli_process import DEMO, run
+from gguf_tools import tiny_llama, write_gguf
 
 import mixkv
 from mixkv.cli.chat import Conversation
 from mixkv.engine.sampling import SamplingParams
-from mixkv.kernels.errors import InputError
+from mixkv.kernels.errors import InputError, MixkvError
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,55 @@ def test_a_turn_that_does_not_fit_is_refused_and_the_conversation_lives(llm: mix
         "".join(conversation.ask("very " * 300))
     assert conversation.ids == before
     assert "".join(conversation.ask("Who?"))
+
+
+def test_a_turn_that_breaks_off_is_lost_alone(llm: mixkv.LLM) -> None:
+    """What had been said before counts, half an answer does not: the next turn is answered as if it had not been."""
+    conversation = talk(llm)
+    "".join(conversation.ask("Who are you?"))
+    before, last = list(conversation.ids), conversation.last
+    broken = conversation.ask("And your sister?")
+    next(broken)
+    llm.generate("Something else", max_tokens=1)  # takes the stream's place
+    with pytest.raises(MixkvError):
+        "".join(broken)
+    assert (conversation.ids, conversation.last) == (before, last)
+    assert "".join(conversation.ask("Who?"))
+
+
+def test_an_answer_whose_end_was_shown_goes_on_without_it(llm: mixkv.LLM) -> None:
+    """With -sp the token that ends an answer is shown; as text it has no business in the next turn."""
+    llm.reset()
+    params = SamplingParams(max_tokens=3, temperature=0.0, skip_special_tokens=False, logit_bias={2: 1000.0})
+    conversation = Conversation(llm, "", params, parse_special=False)
+    assert "".join(conversation.ask("Who are you?")) == "</s>"
+    assert conversation._rest == ""
+
+
+def test_a_turn_that_the_vocabulary_cannot_spell_is_not_the_end_of_the_chat(tmp_path: Path) -> None:
+    """One stray control character in a pasted line ended everything with status 1."""
+    metadata, tensors = tiny_llama()
+    letters = [chr(i) for i in range(33, 127)]
+    tokens = [*letters, "Ġ", "Ċ", "<|end|>", "he"]
+    tokens += [f"unused{i}" for i in range(276 - len(tokens))]  # as many as the model has rows
+    vocabulary = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")} | {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array([1] * 96 + [3] + [1] * (276 - 97), np.int32),
+        "tokenizer.ggml.merges": ["h e"], "tokenizer.ggml.eos_token_id": 96, "tokenizer.ggml.bos_token_id": 96,
+    }  # fmt: skip
+    model = str(write_gguf(tmp_path / "letters.gguf", vocabulary, tensors))
+    words = ("chat", "-m", model, "-n", "1", "--temp", "0", "-c", "128", "-r", "never")
+    result = run(*words, text=b"hello\npress \x1d now\nhow are you\n")
+    assert result.status == 0, result
+    assert len(result.err.splitlines()) <= 1
+    assert len(result.out.splitlines()) >= 2
+
+
+def test_flags_that_do_not_fit_the_model_end_the_chat() -> None:
+    """They are no matter of one turn: each would fail again."""
+    result = run("chat", "-m", DEMO, "-n", "2", "-l", "999999+1", text=b"Hello\nHello\n")
+    assert (result.status, result.out) == (2, b"")
+    assert "999999" in result.complaint
 
 
 def test_a_turn_that_does_not_fit_is_one_line_and_the_chat_goes_on() -> None:

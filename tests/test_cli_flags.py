@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import pytest
 import typer
 
 from mixkv.cli import main, settings
+from mixkv.cli.accepted import AcceptedFlags, notes
 from mixkv.cli.flags import spell_out
+from mixkv.cli.machine import MachineFlags, chosen_cpus
 from mixkv.cli.options import (
-    AcceptedFlags,
     CacheFlags,
     ConversationFlags,
     JsonFlags,
@@ -21,8 +23,10 @@ from mixkv.cli.options import (
     OutputFlags,
     PromptCacheFlags,
     PromptFlags,
+    TurnFlags,
 )
-from mixkv.cli.sampling_options import SamplingFlags
+from mixkv.cli.overrides import OverrideFlags, overrides
+from mixkv.cli.sampling_options import LETTERS, ChainFlags, SamplingFlags
 from mixkv.cli.terminal import harmless
 from mixkv.cli.text import own_prompt, unescape, with_system
 from mixkv.engine.cache_config import KVCacheConfig
@@ -35,7 +39,7 @@ GENERATE: Any = GROUP.commands["generate"]
 
 def parsed(line: str) -> dict[str, Any]:
     """The parameters that the real parser finds in a command line of `mixkv-cli`."""
-    context = GENERATE.make_context("mixkv-cli", spell_out(line.split(), GENERATE.params))
+    context = GENERATE.make_context("mixkv-cli", spell_out(line.split(), GENERATE.params, ["-h", "--help"]))
     assert isinstance(context.params, dict)
     return context.params
 
@@ -50,16 +54,54 @@ def parsed(line: str) -> dict[str, Any]:
         ("-fa auto", "auto", {}),
         ("-t 8 --flash-attn --mixed-kv-cache", "on", {"n_threads": 8, "mixed_kv_cache": True}),
         ("--flash-attn=off", "off", {}),
-        ("-p -fa", "auto", {"prompt": "-fa"}),
-        ("-p hi", "auto", {}),
+        ("-p -fa", None, {"prompt": "-fa"}),
+        ("-p hi", None, {}),
     ],
 )
 def test_a_bare_fa_is_legal_everywhere_and_values_of_other_flags_are_not_touched(
-    line: str, switch: str, other: dict[str, Any]
+    line: str, switch: str | None, other: dict[str, Any]
 ) -> None:
     found = parsed(line)
     assert found["flash_attn"] == switch
     assert {name: found[name] for name in other} == other
+
+
+def accepted(line: str) -> AcceptedFlags:
+    """The flags without effect of a command line."""
+    found = parsed(line)
+    return AcceptedFlags(**{field.name: found[field.name] for field in dataclasses.fields(AcceptedFlags)})
+
+
+@pytest.mark.parametrize("flags", [ChainFlags(samplers="temp;nucleus;top-k"), ChainFlags(sampler_seq="tpk")])
+def test_samplers_are_named_in_every_way_of_llama_cli(flags: ChainFlags) -> None:
+    params = settings.sampling_params(SamplingFlags(), CacheFlags(), escape=True, chain=flags)
+    assert params.samplers == ("temperature", "top_p", "top_k")
+    assert "".join(LETTERS) == "edskypmxt", "llama-cli's own default sequence"
+    assert (
+        settings.sampling_params(SamplingFlags(), CacheFlags(), escape=True, chain=ChainFlags(samplers="")).samplers
+        == ()
+    )
+
+
+def test_what_the_model_file_is_to_say_instead() -> None:
+    flags = OverrideFlags(
+        rope_scaling="yarn", rope_freq_scale=0.25, rope_freq_base=5e5, yarn_orig_ctx=64, yarn_ext_factor=0.0,
+        yarn_attn_factor=-1.0, override_kv=["a.b=str:x,y,c=int:-3", "d=bool:true,e=float:1e-5"],
+    )  # fmt: skip
+    assert overrides(flags) == {
+        "{arch}.rope.scaling.type": "yarn", "{arch}.rope.scaling.factor": 4.0, "{arch}.rope.freq_base": 5e5,
+        "{arch}.rope.scaling.original_context_length": 64, "{arch}.rope.scaling.yarn_ext_factor": 0.0,
+        "a.b": "x,y", "c": -3, "d": True, "e": 1e-5,
+    }  # fmt: skip
+    unset = OverrideFlags(rope_scale=0.0, rope_freq_base=0.0, yarn_orig_ctx=0, yarn_ext_factor=-1.0)
+    assert overrides(unset) == {}, "llama-cli's own defaults leave what the file says"
+
+
+def test_cores_are_those_of_mask_and_range_together() -> None:
+    assert chosen_cpus(MachineFlags()) is None
+    assert chosen_cpus(MachineFlags(cpu_mask="0xA")) == {1, 3}
+    assert chosen_cpus(MachineFlags(cpu_mask="8", cpu_range="0-0")) == {0, 3}
+    assert chosen_cpus(MachineFlags(cpu_range="-")) == set(range(max(os.sched_getaffinity(0)) + 1))
 
 
 def test_every_word_of_the_command_line_contract_is_understood() -> None:
@@ -89,6 +131,7 @@ def test_every_word_of_the_command_line_contract_is_understood() -> None:
     assert parsed("-cnv")["conversation"]
     assert parsed("-i")["interactive"]
     assert parsed("-f x")["file"] == "x"
+    assert parsed("--ctx_size 3 --repeat_penalty=2 -p --ctx_size")["n_ctx"] == 3, "llama-cli takes _ for -"
 
 
 @pytest.mark.parametrize("flags", [SamplingFlags, CacheFlags])
@@ -161,6 +204,9 @@ def test_a_logit_bias_that_is_none_is_refused(bias: str) -> None:
         settings.sampling_params(SamplingFlags(logit_bias=[bias]), CacheFlags(), escape=True)
 
 
+BAD_PAIRS = ["", "a", "a=1", "a=int:x", "a=bool:yes", "a=float:", "a=list:1", "=int:1"]
+
+
 def contradictions() -> list[tuple[str, Any]]:
     """(what the message says, the check that must raise)"""
     mixed_only = [CacheFlags(hot_window=1), CacheFlags(preset="llama-cpp", sink_tokens=1)]
@@ -169,15 +215,27 @@ def contradictions() -> list[tuple[str, Any]]:
     both = PromptCacheFlags(prompt_cache="x", prompt_cache_all=True, prompt_cache_ro=True)
     return [
         *(("mixed cache only", lambda flags=flags: settings.cache_config(flags)) for flags in mixed_only),
-        ("contradicts -cnv", lambda: settings.wants_chat(ConversationFlags(no_conversation=True, interactive=True))),
-        ("-q contradicts -v", lambda: settings.check_output(OutputFlags(quiet=True, verbose=True))),
+        (
+            "contradicts -cnv",
+            lambda: settings.wants_chat(ConversationFlags(no_conversation=True, interactive=True), TurnFlags()),
+        ),
+        ("-q (--log-disable) contradicts -v", lambda: settings.check_output(OutputFlags(quiet=True, verbose=True))),
         ("use on, off or auto", lambda: settings.check_output(OutputFlags(color="maybe"))),
         ("add --json", lambda: settings.check_output(OutputFlags(), JsonFlags(logprobs=1))),
         ("contradicts a chat", lambda: settings.check_output(OutputFlags(), JsonFlags(json=True), chat=True)),
         ("-c -5", lambda: settings.context_size(ModelFlags(n_ctx=-5))),
         ("-p and -f", lambda: own_prompt(PromptFlags(prompt="x", file="y"))),
-        ("use on, off or auto", lambda: settings.notes(AcceptedFlags(flash_attn="perhaps"), ModelFlags())),
-        ("-ngl", lambda: settings.notes(AcceptedFlags(gpu_layers="many"), ModelFlags())),
+        ("-fa perhaps: use on, off, auto", lambda: notes(AcceptedFlags(flash_attn="perhaps"), ModelFlags())),
+        ("-ngl many", lambda: notes(AcceptedFlags(gpu_layers="many"), ModelFlags())),
+        ("in two ways", lambda: ChainFlags(samplers="top_k", sampler_seq="k").chosen()),
+        ("no sampler 'infill'", lambda: ChainFlags(samplers="top_k;infill").chosen()),
+        ("no sampler 'z'", lambda: ChainFlags(sampler_seq="kz").chosen()),
+        ("in two ways", lambda: overrides(OverrideFlags(rope_scale=2.0, rope_freq_scale=0.5))),
+        ("--rope-freq-scale -2", lambda: overrides(OverrideFlags(rope_freq_scale=-2.0))),
+        ("--rope-scaling 'ntk'", lambda: overrides(OverrideFlags(rope_scaling="ntk"))),
+        *(("KEY=TYPE:VALUE", lambda text=text: overrides(OverrideFlags(override_kv=[text]))) for text in BAD_PAIRS),
+        *(("-C", lambda mask=mask: chosen_cpus(MachineFlags(cpu_mask=mask))) for mask in ("", "zz", "-1")),
+        *(("-Cr", lambda cpus=cpus: chosen_cpus(MachineFlags(cpu_range=cpus))) for cpus in ("", "1", "a-b", "1,2")),
         (
             "need --prompt-cache",
             lambda: settings.check_prompt_cache(PromptCacheFlags(prompt_cache_ro=True), greedy, chat=False),
@@ -195,13 +253,13 @@ def test_contradictions_are_refused(message: str, check: Any) -> None:
 
 
 def test_flags_that_ask_for_what_happens_anyway_say_nothing() -> None:
-    flags = AcceptedFlags(flash_attn="on", gpu_layers="0", threads_batch=4, ubatch=256, no_warmup=True)
-    assert settings.notes(flags, ModelFlags(n_threads=4, n_batch=256)) == []
+    words = "-fa -ngl 0 -tb 4 -ub 256 -nkvo --no-context-shift --no-warmup -sm none -dev none -fit on --cpu-strict 0"
+    assert notes(accepted(words), ModelFlags(n_threads=4, n_batch=256)) == []
 
 
 def test_the_system_prompt_goes_first() -> None:
     assert with_system(PromptFlags(system=r"Be\nkind."), "Hello") == "Be\nkind.\n\nHello"
-    assert with_system(PromptFlags(system="Be kind."), "") == "", "a system prompt alone is no prompt"
+    assert with_system(PromptFlags(system="Be kind."), "") == "Be kind.\n\n"
 
 
 def test_text_from_a_model_cannot_steer_a_terminal() -> None:

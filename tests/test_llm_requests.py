@@ -22,7 +22,6 @@ GREEDY: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0}
 IDS = list(range(20, 120))
 
 CASES: dict[str, tuple[type[Exception], str, Callable[[mixkv.LLM], object]]] = {
-    "empty-text": (mixkv.InputError, "prompt is empty", lambda llm: llm.generate("")),
     "no-ids": (mixkv.InputError, "prompt is empty", lambda llm: llm.generate([])),
     "empty-logits": (mixkv.InputError, "prompt is empty", lambda llm: llm.logits([])),
     "too-long": (mixkv.InputError, "129 tokens, but the context holds 128", lambda llm: llm.generate([5] * 129)),
@@ -49,7 +48,7 @@ LOADS: dict[str, tuple[dict[str, Any], str]] = {
     "n_ctx-huge": ({"n_ctx": 2**31 + 1}, "n_ctx"),
     "n_ctx-text": ({"n_ctx": "many"}, "n_ctx 'many'"),
     "n_batch-0": ({"n_batch": 0}, "n_batch 0"),
-    "n_threads-0": ({"n_threads": 0}, "n_threads 0"),
+    "n_threads--2": ({"n_threads": -2}, "n_threads -2"),
     "n_threads-bool": ({"n_threads": True}, "n_threads True"),
     "prefix": ({"prefix_reuse": "maybe"}, "prefix_reuse 'maybe'"),
     "type": ({"type_k": "q5_1"}, "q5_1"),

@@ -39,6 +39,8 @@ BAD: list[tuple[str, Any]] = [
     *(("seed", x) for x in (-2, 2**64, 1.0, "1")),
     *(("stop", x) for x in (None, "", ("a", ""), (b"a",), 3)),
     *(("ignore_eos", x) for x in (0, "yes", None)),
+    *(("skip_special_tokens", x) for x in (0, "yes", None)),
+    *(("samplers", x) for x in (None, "top_k", ("topk",), ("top_k", "top_k"), (3,), {"top_k": 1})),
     *(("logprobs", x) for x in (-1, 2.0, True)),
 ]
 
@@ -81,12 +83,14 @@ def test_defaults_are_those_of_llama_cli() -> None:
         "mirostat": 0,
         "mirostat_lr": 0.1,
         "mirostat_ent": 5.0,
+        "samplers": ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature"),
         "logit_bias": {},
         "min_keep": 0,
         "seed": None,
         "stop": (),
         "ignore_eos": False,
         "logprobs": None,
+        "skip_special_tokens": True,
     }
 
 

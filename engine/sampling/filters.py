@@ -8,12 +8,14 @@ the one it ranks first stays. Ranking uses partial selection, because sorting a 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+_LEAST = float(np.finfo(np.float32).min)
 _FIRST_PREFIX = 512  # most nuclei of real models are smaller; larger ones are found in steps of x8
 
 
@@ -105,14 +107,26 @@ def xtc(
     return candidates.keep(chosen)
 
 
-def temperature(candidates: Candidates, t: float) -> Candidates:
-    """Logits divided by t > 0. They are taken relative to the highest, so that a tiny t cannot overflow."""
+def temperature(candidates: Candidates, t: float, keep_zero: bool = False) -> Candidates:
+    """Logits divided by t > 0. They are taken relative to the highest, so that a tiny t cannot overflow.
+
+    keep_zero: not relative, because a penalty comes later, to which it matters which logits are above 0.
+    """
     if t == 1:
         return candidates
     logits = candidates.logits.astype(np.float64)
     with np.errstate(over="ignore"):
-        scaled = np.maximum((logits - logits.max()) / t, -1e300)
+        scaled = np.clip((logits if keep_zero else logits - logits.max()) / t, -1e300, 1e300)
     return Candidates(candidates.ids, scaled)
+
+
+def edited(
+    candidates: Candidates, n_vocab: int, edit: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+) -> Candidates:
+    """The candidates with logits changed by `edit`, which sees a whole row (n_vocab,), -inf where there is none."""
+    row = np.full(n_vocab, -np.inf, np.float32)
+    row[candidates.ids] = np.clip(candidates.logits, _LEAST, -_LEAST)
+    return Candidates.of(edit(row))
 
 
 def draw(candidates: Candidates, rng: np.random.Generator) -> int:

@@ -48,6 +48,8 @@ _INTEGERS: dict[str, tuple[int, int, str]] = {
 }
 DRAFTERS = ("lookup",)
 _MINUS_ONE_IS_NONE = ("max_tokens", "seed")
+SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
+"""The links of the chain, by llama.cpp's names and in its order."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class SamplingParams:
     xtc_*: with probability `xtc_probability` drop all tokens at or above `xtc_threshold` but the least probable.
     mirostat: 1 or 2 replaces penalties and filters by a loop that holds the surprise at `mirostat_ent` bits, moving
         its cut by `mirostat_lr` times the error.
+    samplers: the chain's links and their order, names out of SAMPLERS; what is left out does not act, temperature
+        included (the draw is then at 1, never greedy). logit_bias comes first always; mirostat goes by its own rule.
     logit_bias: token id -> number added to its logit; -inf bans the token.
     seed: same seed, same logits, same tokens; None (or -1): random.
     stop: strings that end the generation and are not part of its text; one str is taken as one stop, None as no stop.
@@ -74,6 +78,7 @@ class SamplingParams:
     logprobs: None, or how many alternatives to report with each token's own log probability.
     draft: None, or "lookup": propose what followed the text's last tokens further up (lookup.py). The tokens are the
         same, sooner where a text repeats its prompt.
+    skip_special_tokens: special tokens print nothing; False prints them, the one that ends the text included.
     """
 
     max_tokens: int | None = None
@@ -97,6 +102,7 @@ class SamplingParams:
     mirostat: int = 0
     mirostat_lr: float = 0.1
     mirostat_ent: float = 5.0
+    samplers: tuple[str, ...] = SAMPLERS
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     min_keep: int = 0
     seed: int | None = None
@@ -104,6 +110,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     draft: str | None = None
+    skip_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         for name in _REALS:
@@ -116,8 +123,10 @@ class SamplingParams:
             self._set(name, _checked_strings(name, getattr(self, name)))
         if self.draft not in (None, *DRAFTERS):
             raise ConfigError(f"draft = {_short(self.draft)}: expected {' or '.join(DRAFTERS)}, or None")
-        if not isinstance(self.ignore_eos, bool):
-            raise ConfigError(f"ignore_eos = {self.ignore_eos!r}: expected True or False")
+        for name in ("ignore_eos", "skip_special_tokens"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} = {_short(getattr(self, name))}: expected True or False")
+        self._set("samplers", _checked_samplers(self.samplers))
         self._set("logit_bias", _checked_bias(self.logit_bias))
 
     def _set(self, name: str, value: object) -> None:
@@ -143,18 +152,18 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the most probable token is taken at each step, without a draw."""
-        return self.temperature <= 0
+        return self.temperature <= 0 and ("temperature" in self.samplers or self.mirostat != 0)
 
     @property
     def has_penalties(self) -> bool:
         """Whether repeat, presence or frequency penalties change anything."""
         active = self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
-        return active and self.repeat_last_n != 0
+        return active and self.repeat_last_n != 0 and "penalties" in self.samplers
 
     @property
     def has_dry(self) -> bool:
         """Whether DRY is switched on."""
-        return self.dry_multiplier > 0 and self.dry_penalty_last_n != 0
+        return self.dry_multiplier > 0 and self.dry_penalty_last_n != 0 and "dry" in self.samplers
 
 
 def _checked_real(name: str, value: object) -> float:
@@ -183,6 +192,12 @@ def _checked_strings(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(strings, tuple | list) or not all(isinstance(s, str) and s for s in strings):
         raise ConfigError(f"{name} = {_short(value)}: expected non-empty strings, one or a list of them")
     return tuple(strings)
+
+
+def _checked_samplers(value: object) -> tuple[str, ...]:
+    if isinstance(value, tuple | list) and all(name in SAMPLERS for name in value) and len(set(value)) == len(value):
+        return tuple(value)
+    raise ConfigError(f"samplers = {_short(value)}: expected a list of {', '.join(SAMPLERS)}, each at most once")
 
 
 def _checked_bias(value: object) -> dict[int, float]:

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,8 @@ from mixkv.kernels.errors import ConfigError, InputError
 
 Edit = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 Filter = Callable[[Candidates], Candidates]
+_EDITS = ("penalties", "dry")
+"""Links of the chain that change single logits; the others narrow or reshape what there is."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class Sampler:
         self._filters = self._build_filters()
 
     def _build_edits(self, eog_tokens: Sequence[int]) -> list[Edit]:
-        """What changes single logits, in order. Mirostat leaves penalties out, as llama.cpp does."""
+        """What changes single logits of the whole row, in order."""
         p, edits = self.params, list[Edit]()
         bias = dict(p.logit_bias) | (dict.fromkeys(eog_tokens, -np.inf) if p.ignore_eos else {})
         beyond = [token for token in bias if token >= self.n_vocab]
@@ -72,30 +75,55 @@ class Sampler:
             raise ConfigError(f"logit_bias names token {beyond[0]}: this model has ids 0 to {self.n_vocab - 1}")
         if bias:
             edits.append(partial(penalties.add_bias, bias=bias))
-        if p.has_penalties and not p.mirostat:
-            edits.append(self._penalize)
-        if p.has_dry and not p.mirostat:
-            edits.append(self._penalize_dry)
-        return edits
+        return edits + [self._edit_of(name) for name in self._leading if self._is_active(name)]
 
     def _build_filters(self) -> list[Filter]:
         """What narrows the candidates, in order; those that are switched off are left out."""
         p = self.params
         if p.greedy:
             return []
-        scale = partial(filters.temperature, t=p.temperature)
         if self._mirostat is not None:
-            return [scale, self._mirostat.cut]
-        chain: list[tuple[bool, Filter]] = [
-            (p.top_n_sigma > 0, partial(filters.top_n_sigma, n_sigma=p.top_n_sigma)),
-            (p.top_k > 0, partial(filters.top_k, k=p.top_k)),
-            (p.typical_p < 1, partial(filters.typical, p=p.typical_p, min_keep=p.min_keep)),
-            (p.top_p < 1, partial(filters.top_p, p=p.top_p, min_keep=p.min_keep)),
-            (p.min_p > 0, partial(filters.min_p, p=p.min_p, min_keep=p.min_keep)),
-            (p.xtc_probability > 0, self._xtc()),
-            (True, scale),
-        ]
-        return [narrow for active, narrow in chain if active]
+            return [partial(filters.temperature, t=p.temperature), self._mirostat.cut]
+        rest = p.samplers[len(self._leading) :]
+        return [self._filter_of(name) for name in rest if self._is_active(name)]
+
+    @property
+    def _leading(self) -> tuple[str, ...]:
+        """The links that change single logits before any filter: they work on the row as it is."""
+        p = self.params
+        if p.mirostat:  # leaves penalties out, as llama.cpp does
+            return ()
+        if p.greedy:  # filters do not act, and after the temperature one token is left that nothing can change
+            return tuple(name for name in p.samplers[: p.samplers.index("temperature")] if name in _EDITS)
+        return tuple(takewhile(lambda name: name in _EDITS, p.samplers))
+
+    def _is_active(self, name: str) -> bool:
+        p = self.params
+        return {
+            "penalties": p.has_penalties, "dry": p.has_dry, "top_n_sigma": p.top_n_sigma > 0, "top_k": p.top_k > 0,
+            "typ_p": p.typical_p < 1, "top_p": p.top_p < 1, "min_p": p.min_p > 0, "xtc": p.xtc_probability > 0,
+            "temperature": True,
+        }[name]  # fmt: skip
+
+    def _edit_of(self, name: str) -> Edit:
+        return self._penalize if name == "penalties" else self._penalize_dry
+
+    def _filter_of(self, name: str) -> Filter:
+        p = self.params
+        if name in _EDITS:
+            return partial(filters.edited, n_vocab=self.n_vocab, edit=self._edit_of(name))
+        if name == "temperature":
+            later = p.samplers[p.samplers.index("temperature") :]
+            return partial(filters.temperature, t=p.temperature, keep_zero=any(edit in later for edit in _EDITS))
+        if name == "xtc":
+            return self._xtc()
+        return {
+            "top_n_sigma": partial(filters.top_n_sigma, n_sigma=p.top_n_sigma),
+            "top_k": partial(filters.top_k, k=p.top_k),
+            "typ_p": partial(filters.typical, p=p.typical_p, min_keep=p.min_keep),
+            "top_p": partial(filters.top_p, p=p.top_p, min_keep=p.min_keep),
+            "min_p": partial(filters.min_p, p=p.min_p, min_keep=p.min_keep),
+        }[name]
 
     def _xtc(self) -> Filter:
         p = self.params
