@@ -23,7 +23,6 @@ from mixkv.engine.memory import cache_bytes
 from mixkv.engine.sequence import Sequence
 from mixkv.engine.session import restore_session, save_session
 from mixkv.kernels.formats import decode
-from mixkv.models.gguf import open_gguf
 from mixkv.models.llama import Llama
 
 N_LAYERS = 3
@@ -147,7 +146,7 @@ def test_degraded_tokens_are_those_whose_slots_are_gone(model: Llama, ids: list[
         assert rows_lost(seq, control, 1) == rows_lost(seq, control, 2) == 0, "layers that did not run are exact"
 
 
-def test_an_interrupt_while_the_cache_is_mended(path: Path, model: Llama, ids: list[int], tmp_path: Path) -> None:
+def test_an_interrupt_while_the_cache_is_mended(model: Llama, ids: list[int], tmp_path: Path) -> None:
     """Ctrl-C twice: whoever uses the cache next finishes the work, be it a fork or a session."""
 
     def filled() -> Sequence:
@@ -168,9 +167,8 @@ def test_an_interrupt_while_the_cache_is_mended(path: Path, model: Llama, ids: l
     twice = interrupted()
     fork = twice.cache.fork()
     assert fork.stats() == twice.cache.stats() == wanted.cache.stats()
-    with open_gguf(path) as gguf:
-        save_session(tmp_path / "s", interrupted(), gguf)
-        restored = restore_session(tmp_path / "s", twice, gguf)
+    save_session(tmp_path / "s", interrupted())
+    restored = restore_session(tmp_path / "s", twice)
     logits = wanted.feed(ids[160:200])
     for seq in (twice, restored):
         np.testing.assert_array_equal(seq.feed(ids[160:200]), logits)
