@@ -49,8 +49,7 @@ class LLM:
     """A model ready to generate. One call at a time; calls from other threads wait for their turn.
 
     `cache` is the KV cache (`cache.stats()`), `tokenizer` text <-> ids, `config` the model's hyper-parameters. `gguf`
-    is its file, closed: tensors are listed, numbers and texts among the metadata are there, nothing else can be read;
-    `heads` is what plans of other caches are made from.
+    is its file, closed: tensors are listed, numbers and texts among the metadata are there, nothing else can be read.
     """
 
     def __init__(
