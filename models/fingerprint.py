@@ -39,8 +39,8 @@ def tensor_digest(info: TensorInfo, raw: NDArray[np.uint8]) -> bytes:
     flat = raw.reshape(-1)
     n_words = flat.size // 8
     step = max(1, min(n_words // LEAST_WORDS, LARGEST_STEP))
-    digest.update(np.ascontiguousarray(flat[: 8 * n_words].view(np.uint64)[::step]))
-    digest.update(np.ascontiguousarray(flat[-8:]))
+    digest.update(flat[: 8 * n_words].view(np.uint64)[::step].tobytes())
+    digest.update(flat[-8:].tobytes())
     return digest.digest()
 
 

@@ -131,12 +131,15 @@ class Metadata(Mapping[str, Value]):
         return entry.length if isinstance(entry, Span) and entry.element is not None else None
 
     def encoded(self, key: builtins.str) -> bytes:
-        """The value in bytes that are the same only for the same type and value: for hashing."""
+        """The value in bytes that are the same only for the same value: for hashing.
+
+        How many bits a number has in the file is no part of it, and so one that overrides it may have others.
+        """
         entry = self._entries[key]
         if isinstance(entry, Number):
-            return f"{entry.kind.name} {entry.value!r}".encode()
-        element = entry.element.name if entry.element is not None else ""
-        return f"{entry.kind.name} {element} {entry.length}\n".encode() + self._read(entry)
+            return f"number {entry.value!r}".encode()
+        kind = "text" if entry.element is None else f"{entry.length} {entry.element.name}"
+        return f"{kind}\n".encode() + self._read(entry)
 
     def keep_texts(self) -> None:
         """Read every text now, so that it is there when the file is closed. Arrays (a vocabulary's) are not kept."""

@@ -146,6 +146,7 @@ SAME: dict[str, Change] = {
     "chat-template": with_keys(chat_template="{{ bos_token }}"),
     "a-default-that-is-spelled-out": with_keys(scaling="none"),
     "a-default-that-is-left-out": lambda m, _: m.pop("llama.rope.freq_base"),
+    "a-wider-integer": with_keys(bos=np.int64(1)),
     "order-of-keys": last_key_first,
     "order-of-tensors": lambda _, t: t.update({"output_norm.weight": t.pop("output_norm.weight")}),
     "alignment": with_keys(alignment=64),

@@ -22,6 +22,7 @@ from mixkv.engine.kv import KVCache
 from mixkv.engine.memory import cache_bytes
 from mixkv.engine.sequence import Sequence
 from mixkv.engine.session import restore_session, save_session
+from mixkv.kernels import ops
 from mixkv.kernels.formats import decode
 from mixkv.models.llama import Llama
 
@@ -171,7 +172,11 @@ def test_an_interrupt_while_the_cache_is_mended(model: Llama, ids: list[int], tm
     restored = restore_session(tmp_path / "s", twice)
     logits = wanted.feed(ids[160:200])
     for seq in (twice, restored):
-        np.testing.assert_array_equal(seq.feed(ids[160:200]), logits)
+        found = seq.feed(ids[160:200])
+        if ops.name == "native":
+            np.testing.assert_array_equal(found, logits)
+        else:  # the piece that was broken off was computed by itself: NumPy's products round by their shape
+            np.testing.assert_allclose(found, logits, atol=1e-3)
 
 
 def test_exact_prefixes_do_not_keep_restored_tokens(model: Llama, ids: list[int]) -> None:
