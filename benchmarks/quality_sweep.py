@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace, n_ctx: int, names: Sequence[str], state: P
     rows: list[list[PerplexityRow]] = []
     for text in args.texts:
         llm = load_subject(args.model, n_ctx=n_ctx, n_batch=512, n_threads=args.threads, exact=True)
-        plans = [plan_cache(llm.gguf, v.config).within(n_ctx) for v in variants]
+        plans = [plan_cache(llm.gguf, v.config, llm.backend).within(n_ctx) for v in variants]
         which = [plans.index(plan) for plan in plans]
         beginning = state / f"{text.stem}-{args.chars}.txt"
         beginning.write_text(text.read_text(encoding="utf-8")[: args.chars], encoding="utf-8", newline="")

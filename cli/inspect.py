@@ -68,23 +68,19 @@ def inspect(
 
 def cpu_report() -> dict[str, Any]:
     """Which twin of the kernels runs and why, and what the native ones say about this CPU."""
-    from mixkv.kernels import ops
+    from mixkv.kernels import available_cores, open_backend
 
     forced = os.environ.get("MIXKV_KERNELS")
-    native = ops.__name__.endswith(".native")
+    backend = open_backend()
+    native = backend.name == "native"
     if forced:
         why = f"MIXKV_KERNELS={forced} asks for it"
     elif native:
         why = "the extension is built and runs on this CPU"
     else:
-        try:
-            import mixkv.kernels.native  # noqa: F401
-
-            why = "chosen at import"
-        except ImportError as reason:
-            why = f"the native extension cannot be imported: {reason}"
-    report = {"kernels": "native" if native else "reference (NumPy)", "why": why, "usable_cores": ops.available_cores()}
-    return {**report, **ops.cpu_report()}
+        why = "the extension is not built, or does not run on this CPU"
+    report = {"kernels": "native" if native else "reference (NumPy)", "why": why, "usable_cores": available_cores()}
+    return {**report, **backend.cpu_report()}
 
 
 def describe(gguf: GGUFFile, *, tensors: bool = False, kv_plan: bool = False) -> dict[str, Any]:
@@ -123,6 +119,7 @@ def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
     from mixkv.engine.cache_config import KVCacheConfig
     from mixkv.engine.kv_plan import plan_cache
     from mixkv.engine.memory import plan_memory
+    from mixkv.kernels import default_backend
 
     shorter = [1 << i for i in range(9, 32) if 1 << i < config.n_ctx_train]
     caches = {"f16": KVCacheConfig(), "mixed": KVCacheConfig(mixed_kv_cache=True)}
@@ -130,7 +127,7 @@ def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
     for n_ctx in (*shorter[-6:], config.n_ctx_train):
         row = {"n_ctx": n_ctx}
         for name, cache in caches.items():
-            plan = plan_cache(gguf, cache)
+            plan = plan_cache(gguf, cache, default_backend())
             memory = plan_memory(gguf, config, plan, n_ctx=n_ctx, n_batch=N_BATCH, dense=False)
             row |= {"weights": memory.weights, "scratch": memory.scratch}
             row |= {f"cache_{name}": memory.cache, f"total_{name}": memory.total}
@@ -142,10 +139,11 @@ def plan_table(gguf: GGUFFile) -> list[dict[str, Any]]:
     """What the mixed cache, at its defaults, does with each layer."""
     from mixkv.engine.cache_config import KVCacheConfig
     from mixkv.engine.kv_plan import plan_layers
+    from mixkv.kernels import default_backend
 
     return [
         {"layer": p.layer, **asdict(p.format), "changed": p.changed, "losses": _jsonable(p.losses), "why": p.why}
-        for p in plan_layers(gguf, KVCacheConfig(mixed_kv_cache=True))
+        for p in plan_layers(gguf, KVCacheConfig(mixed_kv_cache=True), default_backend())
     ]
 
 

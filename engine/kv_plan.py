@@ -18,9 +18,9 @@ import numpy as np
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv import RowBytes
 from mixkv.engine.kv_sample import HeadSample, sample_heads
-from mixkv.kernels import CACHE_TYPES, LayerFormat, cache_type
+from mixkv.kernels import CACHE_TYPES, Backend, LayerFormat, cache_type
 from mixkv.kernels.formats import decode, encode
-from mixkv.kernels.store import hadamard
+from mixkv.kernels.numeric import hadamard
 from mixkv.models.config import ModelConfig, read_config
 from mixkv.models.gguf import GGUFFile
 
@@ -48,22 +48,22 @@ class LayerPlan:
     k_spread: float | None = None
 
 
-def plan_cache(gguf: GGUFFile, config: KVCacheConfig) -> CachePlan:
-    """The cache of the model in `gguf`: what `config` says, with the layers changed that need it.
+def plan_cache(gguf: GGUFFile, config: KVCacheConfig, backend: Backend) -> CachePlan:
+    """The cache of the model in `gguf`: what `config` says, with the layers changed that need it. backend: dequantizes.
 
     Raises GGUFError for a file that is no model, ConfigError as CachePlan.of does.
     """
     plan = CachePlan.of(config, read_config(gguf).n_layers)
     if not _is_planned(config):
         return plan
-    return replace(plan, layers=tuple(layer.format for layer in plan_layers(gguf, config)))
+    return replace(plan, layers=tuple(layer.format for layer in plan_layers(gguf, config, backend)))
 
 
-def plan_layers(gguf: GGUFFile, config: KVCacheConfig) -> list[LayerPlan]:
+def plan_layers(gguf: GGUFFile, config: KVCacheConfig, backend: Backend) -> list[LayerPlan]:
     """The plan of every layer, with its reasons. Raises what `plan_cache` raises."""
     model = read_config(gguf)
     formats = CachePlan.of(config, model.n_layers).layers
-    plans = [_plan_layer(gguf, model, config, i, base) for i, base in enumerate(formats)]
+    plans = [_plan_layer(gguf, model, config, backend, i, base) for i, base in enumerate(formats)]
     return [replace(p, why=p.why + _note_on_bytes(model, p.format)) for p in plans]
 
 
@@ -82,14 +82,16 @@ def _is_planned(config: KVCacheConfig) -> bool:
     return config.kv_plan == "auto" and config.mixed_kv_cache
 
 
-def _plan_layer(gguf: GGUFFile, model: ModelConfig, config: KVCacheConfig, layer: int, base: LayerFormat) -> LayerPlan:
+def _plan_layer(
+    gguf: GGUFFile, model: ModelConfig, config: KVCacheConfig, backend: Backend, layer: int, base: LayerFormat
+) -> LayerPlan:
     if not _is_planned(config):
         return LayerPlan(layer, base, "as the settings say: only the mixed cache is planned, where kv_plan is auto")
     if layer in config.per_layer:
         return LayerPlan(layer, base, "as per_layer says")
     if cache_type(base.type_k).is_float:
         return LayerPlan(layer, base, f"as the settings say: {base.type_k} loses nothing")
-    sample = sample_heads(gguf, model, layer)
+    sample = sample_heads(gguf, model, layer, backend)
     if sample is None:
         return LayerPlan(layer, base, "as the settings say: the weights do not tell")
     losses: dict[LayerFormat, float] = {}

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels import ops
+from mixkv.kernels import Backend
 from mixkv.kernels.ggml import BLOCK_SIZES
-from mixkv.kernels.reference import rms_norm, rope
+from mixkv.kernels.numeric import rms_norm, rope
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.gguf_types import WEIGHT_TYPES
@@ -43,7 +43,7 @@ class HeadSample:
     spread: float
 
 
-def sample_heads(gguf: GGUFFile, config: ModelConfig, layer: int) -> HeadSample | None:
+def sample_heads(gguf: GGUFFile, config: ModelConfig, layer: int, backend: Backend) -> HeadSample | None:
     """A sample of `layer`, the same each time; None where the file does not have what it takes."""
     prefix, dim, head_dim = f"blk.{layer}.", config.n_embd, config.head_dim_k
     gain = _vector(gguf, f"{prefix}attn_norm.weight", dim)
@@ -61,7 +61,7 @@ def sample_heads(gguf: GGUFFile, config: ModelConfig, layer: int) -> HeadSample 
             ("attn_k", heads, config.n_kv_heads, bias_k),
         ):
             rows = (at[:, None] * head_dim + np.arange(head_dim)).ravel()
-            norms = _row_norms(gguf, f"{prefix}{name}.weight", (n_heads * head_dim, dim), rows, gain)
+            norms = _row_norms(gguf, f"{prefix}{name}.weight", (n_heads * head_dim, dim), rows, gain, backend)
             if norms is None:
                 return None
             sides.append((bias[at], norms.reshape(len(at), head_dim)))
@@ -102,7 +102,7 @@ def _loudest(bias: F32) -> NDArray[np.intp]:
 
 
 def _row_norms(
-    gguf: GGUFFile, name: str, shape: tuple[int, int], rows: NDArray[np.intp], gain: F32
+    gguf: GGUFFile, name: str, shape: tuple[int, int], rows: NDArray[np.intp], gain: F32, backend: Backend
 ) -> NDArray[np.floating] | None:
     """Norms (n_rows,) of `rows` of matrix `name` times gain (cols,), from about COLUMNS of its columns."""
     info = gguf.tensors.get(name)
@@ -113,8 +113,8 @@ def _row_norms(
     chosen = np.unique(np.linspace(0, n_blocks - 1, max(2, COLUMNS // block)).astype(np.intp))
     packed = gguf.raw(name).reshape(shape[0], n_blocks, block_bytes)[rows[:, None], chosen]
     columns = len(chosen) * block
-    weight = ops.Weight.pack(packed.reshape(len(rows), -1), int(info.ggml_type), columns)
-    part = ops.embed(weight, np.arange(len(rows), dtype=np.int32))
+    weight = backend.pack(packed.reshape(len(rows), -1), int(info.ggml_type), columns)
+    part = backend.embed(weight, np.arange(len(rows), dtype=np.int32))
     gains = gain.reshape(n_blocks, block)
     share = np.square(gains[chosen]).sum() / np.square(gains).sum()
     part *= gains[chosen].ravel()

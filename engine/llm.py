@@ -26,6 +26,7 @@ from mixkv.engine.session import restore_session, save_session
 from mixkv.engine.threads import Meanwhile, choose_threads
 from mixkv.engine.tokenizer import load_tokenizer
 from mixkv.engine.tokenizer.base import Tokenizer
+from mixkv.kernels import Backend, open_backend
 from mixkv.kernels.errors import ConfigError, GGUFError, InputError
 from mixkv.models.config import read_config
 from mixkv.models.gguf import GGUFFile, open_gguf
@@ -53,13 +54,13 @@ class LLM:
 
     def __init__(
         self, gguf: GGUFFile, model: Llama, tokenizer: Tokenizer, cache_config: KVCacheConfig, plan: CachePlan,
-        *, n_ctx: int, n_batch: int, n_threads: int, prefix_reuse: str, load_seconds: float,
+        *, n_ctx: int, n_batch: int, prefix_reuse: str, load_seconds: float,
     ) -> None:  # fmt: skip
         self.path, self.config, self.tokenizer, self.cache_config = gguf.path, model.config, tokenizer, cache_config
         self.n_ctx, self.n_batch, self.prefix_reuse, self.load_seconds = n_ctx, n_batch, prefix_reuse, load_seconds
-        cache = KVCache(model.config, plan, n_ctx=n_ctx, chunk=n_batch)
+        cache = KVCache(model.config, plan, model.backend, n_ctx=n_ctx, chunk=n_batch)
         self.gguf = gguf
-        self._sequence = Sequence(model, cache, n_batch=n_batch, n_threads=n_threads)
+        self._sequence = Sequence(model, cache, n_batch=n_batch)
         self._turn = threading.RLock()
 
     @property
@@ -85,9 +86,14 @@ class LLM:
         return sum(t.n_bytes for name, t in tensors.items() if not (lookup_only and name == "token_embd.weight"))
 
     @property
+    def backend(self) -> Backend:
+        """The kernels that this model runs on, with threads of their own."""
+        return self._sequence.model.backend
+
+    @property
     def n_threads(self) -> int:
         """Threads that compute."""
-        return self._sequence.n_threads
+        return self.backend.n_threads
 
     def tokenize(self, prompt: Prompt, *, parse_special: bool = False) -> list[int]:
         """Ids of a prompt, BOS in front where the model wants it; ids are checked and passed through.
@@ -140,8 +146,9 @@ class LLM:
     def new_sequence(self, config: KVCacheConfig, n_ctx: int) -> Sequence:
         """An empty sequence of this model whose cache is `config`; weights are shared, the one in hand stays."""
         n_batch = min(self.n_batch, n_ctx)
-        cache = KVCache(self.config, plan_cache(self.gguf, config), n_ctx=n_ctx, chunk=n_batch)
-        return Sequence(self._sequence.model, cache, n_batch=n_batch, n_threads=self.n_threads)
+        plan = plan_cache(self.gguf, config, self.backend)
+        cache = KVCache(self.config, plan, self.backend, n_ctx=n_ctx, chunk=n_batch)
+        return Sequence(self._sequence.model, cache, n_batch=n_batch)
 
     def reset(self) -> None:
         """Forget the sequence; the next prompt starts from nothing."""
@@ -228,15 +235,16 @@ def load(
     _check_count("n_batch", n_batch, 1 << 20)
     if n_ctx is not None:
         _check_count("n_ctx", n_ctx, MAX_CTX)
-    threads = choose_threads(n_threads)
+    backend = open_backend(choose_threads(n_threads))
     gguf = open_gguf(demo_model() if path is None else path)
     try:
         family_of(gguf)
         model_config = read_config(gguf)
-        plan = plan_cache(gguf, config)
+        plan = plan_cache(gguf, config, backend)
         n_ctx = _fit_context(gguf, n_ctx, n_batch, dense, plan)
+        report = _byte_progress(gguf, progress)
         with Meanwhile(lambda: load_tokenizer(gguf)) as vocabulary:
-            model = load_model(gguf, exact=exact, dense=dense, progress=_byte_progress(gguf, progress))
+            model = load_model(gguf, backend, exact=exact, dense=dense, progress=report)
         tokenizer = vocabulary.result()
         if tokenizer.n_vocab != model_config.n_vocab:
             raise GGUFError(
@@ -247,7 +255,7 @@ def load(
         gguf.close()
         raise
     return LLM(
-        gguf, model, tokenizer, config, plan, n_ctx=n_ctx, n_batch=min(n_batch, n_ctx), n_threads=threads,
+        gguf, model, tokenizer, config, plan, n_ctx=n_ctx, n_batch=min(n_batch, n_ctx),
         prefix_reuse=prefix_reuse, load_seconds=time.perf_counter() - start,
     )  # fmt: skip
 

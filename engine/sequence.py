@@ -8,7 +8,6 @@ from collections.abc import Sequence as Ids
 import numpy as np
 
 from mixkv.engine.kv import KVCache
-from mixkv.kernels import ops
 from mixkv.models.llama import F32, Llama
 
 Progress = Callable[[int, int], None]
@@ -21,8 +20,8 @@ class Sequence:
     `cuts` counts how often tokens were taken back: who finds it changed no longer continues its own text.
     """
 
-    def __init__(self, model: Llama, cache: KVCache, *, n_batch: int, n_threads: int) -> None:
-        self.model, self.cache, self.n_batch, self.n_threads = model, cache, n_batch, n_threads
+    def __init__(self, model: Llama, cache: KVCache, *, n_batch: int) -> None:
+        self.model, self.cache, self.n_batch = model, cache, n_batch
         self.tokens: list[int] = []
         self.cuts = 0
 
@@ -33,7 +32,6 @@ class Sequence:
         anything is written, if they do not fit.
         """
         self.cache.policy.check_room(len(ids))
-        ops.set_threads(self.n_threads)
         logits: list[F32] = []
         for start in range(0, len(ids), self.n_batch):
             chunk = ids[start : start + self.n_batch]

@@ -15,7 +15,7 @@ from mixkv.engine.sequence import Sequence
 from mixkv.engine.session_file import MAGIC, Header, SessionReader, writing
 from mixkv.kernels.errors import SessionError
 from mixkv.kernels.formats import decode
-from mixkv.kernels.store import hadamard
+from mixkv.kernels.numeric import hadamard
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 
@@ -85,10 +85,10 @@ def restore_session(path: str | Path, current: Sequence, gguf: GGUFFile, *, conv
         tokens = reader.tokens()
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < model.n_vocab):
             raise SessionError(f"session {path} holds token ids that this model does not have: it is damaged")
-        cache = KVCache(model, current.cache.plan, n_ctx=n_ctx, chunk=current.n_batch)
+        cache = KVCache(model, current.cache.plan, current.model.backend, n_ctx=n_ctx, chunk=current.n_batch)
         with np.errstate(all="ignore"):  # NaN and infinity among the rows are data
             (_convert if _difference(header, mine) else _fill)(reader, cache)
-    restored = Sequence(current.model, cache, n_batch=current.n_batch, n_threads=current.n_threads)
+    restored = Sequence(current.model, cache, n_batch=current.n_batch)
     restored.tokens = tokens.tolist()
     return restored
 

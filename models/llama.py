@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels import ops
+from mixkv.kernels.contract import NormFFN, NormQKV, Weight
 from mixkv.models.config import ModelConfig
 from mixkv.models.weights import Weights
 
@@ -25,14 +25,17 @@ Attend = Callable[[int, F32, F32, F32], F32]
 class Block:
     """One layer: `qkv` from the residual stream to heads, `wo` (and its bias) back, `ffn`."""
 
-    qkv: ops.NormQKV
-    wo: ops.Weight
+    qkv: NormQKV
+    wo: Weight
     bo: F32 | None
-    ffn: ops.NormFFN
+    ffn: NormFFN
 
 
 class Llama:
-    """Llama 1 to 3.x, Mistral, TinyLlama, SmolLM and whatever else is stored as architecture `llama`."""
+    """Llama 1 to 3.x, Mistral, TinyLlama, SmolLM and whatever else is stored as architecture `llama`.
+
+    `backend` is what it computes with, and what its cache must be made of.
+    """
 
     architecture: ClassVar[str] = "llama"
     models: ClassVar[str] = "Llama 1-3.x, Mistral, TinyLlama, SmolLM"
@@ -43,7 +46,7 @@ class Llama:
     """Biases that every file must have; others are used where they are found."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        self.config = config
+        self.config, self.backend = config, weights.backend
         dim = config.n_embd
         self.embedding = weights.matrix("token_embd.weight", config.n_vocab, dim)
         weights.ignore("rope_freqs.weight")
@@ -52,7 +55,7 @@ class Llama:
         self.blocks = [self._block(weights, f"blk.{i}.") for i in range(config.n_layers)]
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", config.n_vocab, dim)
-        self.head = ops.Head(norm=weights.vector("output_norm.weight", dim), eps=config.rms_eps, w=output)
+        self.head = self.backend.Head(norm=weights.vector("output_norm.weight", dim), eps=config.rms_eps, w=output)
         weights.check_all_taken()
 
     def _block(self, weights: Weights, prefix: str) -> Block:
@@ -67,7 +70,7 @@ class Llama:
         def qk_norm(name: str) -> F32 | None:
             return weights.vector(f"{prefix}{name}.weight", c.head_dim_k) if self.has_qk_norm else None
 
-        qkv = ops.NormQKV(
+        qkv = self.backend.NormQKV(
             norm=weights.vector(prefix + "attn_norm.weight", dim),
             eps=c.rms_eps,
             wq=weights.matrix(prefix + "attn_q.weight", q_dim, dim),
@@ -90,7 +93,7 @@ class Llama:
             qkv=qkv,
             wo=weights.matrix(prefix + "attn_output.weight", dim, c.n_heads * c.head_dim_v),
             bo=bias("attn_output", dim),
-            ffn=ops.NormFFN(
+            ffn=self.backend.NormFFN(
                 norm=weights.vector(prefix + "ffn_norm.weight", dim),
                 eps=c.rms_eps,
                 gate=weights.matrix(prefix + "ffn_gate.weight", c.n_ff, dim),
@@ -106,12 +109,12 @@ class Llama:
         weights are data: they show in the logits, not as warnings.
         """
         with np.errstate(all="ignore"):
-            x = ops.embed(self.embedding, ids)
+            x = self.backend.embed(self.embedding, ids)
             for i, block in enumerate(self.blocks):
                 q, k, v = block.qkv(x, pos)
                 h = attend(i, q, k, v).reshape(len(x), -1)
                 if i == len(self.blocks) - 1:
                     h, x = h[rows], x[rows]
                 if len(x):
-                    x = block.ffn(ops.linear(h, block.wo, block.bo, x))
+                    x = block.ffn(self.backend.linear(h, block.wo, block.bo, x))
             return self.head(x) if len(x) else np.empty((0, self.config.n_vocab), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mixkv.kernels.contract import Backend
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.config import read_config
 from mixkv.models.gguf import GGUFFile
@@ -24,11 +25,12 @@ def family_of(gguf: GGUFFile) -> type[Llama]:
 
 
 def load_model(
-    gguf: GGUFFile, *, exact: bool = False, dense: bool = False, progress: Callable[[int], None] | None = None
-) -> Llama:
-    """Build the model that the file holds. exact, dense: see Weights. Raises GGUFError."""
+    gguf: GGUFFile, backend: Backend, *, exact: bool = False, dense: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Llama:  # fmt: skip
+    """Build the model that the file holds, to run on `backend`. exact, dense: see Weights. Raises GGUFError."""
     family = family_of(gguf)
-    return family(read_config(gguf), Weights(gguf, exact, dense, progress))
+    return family(read_config(gguf), Weights(gguf, backend, exact, dense, progress))
 
 
 def supported_families() -> str:

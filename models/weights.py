@@ -11,19 +11,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels import ops
+from mixkv.kernels.contract import Backend, Weight
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf import GGUFFile
 
 
 @dataclass
 class Weights:
-    """Access to a file's tensors. exact, dense: how matrices are packed (see the kernel contract).
+    """Access to a file's tensors, packed for `backend`. exact, dense: how (see the kernel contract).
 
     progress is called with the bytes that each tensor adds to what is loaded.
     """
 
     gguf: GGUFFile
+    backend: Backend
     exact: bool = False
     dense: bool = False
     progress: Callable[[int], None] | None = None
@@ -32,11 +33,11 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self.gguf.tensors
 
-    def matrix(self, name: str, rows: int, cols: int) -> ops.Weight:
+    def matrix(self, name: str, rows: int, cols: int) -> Weight:
         """The packed (rows, cols) matrix `name`; the file's pages of it are given back."""
         self._check(name, (rows, cols))
         info = self.gguf.tensors[name]
-        packed = ops.Weight.pack(self.gguf.raw(name), int(info.ggml_type), cols, exact=self.exact, dense=self.dense)
+        packed = self.backend.pack(self.gguf.raw(name), int(info.ggml_type), cols, exact=self.exact, dense=self.dense)
         self.gguf.release(name)
         return packed
 

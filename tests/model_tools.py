@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv import KVCache
 from mixkv.engine.sequence import Sequence
+from mixkv.kernels import default_backend
 from mixkv.models.gguf import open_gguf
 from mixkv.models.llama import Llama
 from mixkv.models.registry import load_model
@@ -67,7 +68,7 @@ def random_llama(
 
 def load_exact(path: Path) -> Llama:
     """The model with float32 activations and weights ready, whatever the backend."""
-    return load_model(open_gguf(path), exact=True, dense=True)
+    return load_model(open_gguf(path), default_backend(), exact=True, dense=True)
 
 
 def sequence(
@@ -75,8 +76,8 @@ def sequence(
 ) -> Sequence:
     """An empty sequence; settings are those of KVCacheConfig. piece: the cache's, if not by n_batch."""
     plan = CachePlan.of(KVCacheConfig(**settings), model.config.n_layers)
-    cache = KVCache(model.config, plan, n_ctx=n_ctx, chunk=piece or n_batch)
-    return Sequence(model, cache, n_batch=n_batch, n_threads=1)
+    cache = KVCache(model.config, plan, model.backend, n_ctx=n_ctx, chunk=piece or n_batch)
+    return Sequence(model, cache, n_batch=n_batch)
 
 
 def logits_of(model: Llama, ids: Ids[int], cuts: Ids[int] = (), **settings: Any) -> F32:

@@ -32,7 +32,8 @@ def hadamard_matrix(head_dim: int) -> F64:
 
 @dataclass
 class Run:
-    """One layer's worth of tokens, fed to a native store in any way; everything follows the mixed cache's policy."""
+    """One layer's worth of tokens, fed in any way to a store (store_class: a backend's KVStore); everything follows the
+    mixed cache's policy."""
 
     store_class: Any
     fmt: LayerFormat = field(default_factory=LayerFormat)
@@ -57,10 +58,14 @@ class Run:
         self.scale = self.head_dim**-0.5
 
     def store(self) -> Any:
-        return self.store_class(
-            [self.fmt], n_kv_heads=self.n_kv_heads, head_dim_k=self.head_dim, head_dim_v=self.head_dim_v,
-            n_ctx=self.n + 16, sink_tokens=self.sinks, hot_tiles=self.hot_tiles,
-        )  # fmt: skip
+        return self.store_class([self.fmt], **self.shape())
+
+    def shape(self) -> dict[str, int]:
+        """What a store of this run is made with."""
+        return {
+            "n_kv_heads": self.n_kv_heads, "head_dim_k": self.head_dim, "head_dim_v": self.head_dim_v,
+            "n_ctx": self.n + 16, "sink_tokens": self.sinks, "hot_tiles": self.hot_tiles,
+        }  # fmt: skip
 
     def feed(self, store: Any, pos: int, stop: int) -> F32:
         """Tokens [pos, stop) in one step, with what turns cold in it."""

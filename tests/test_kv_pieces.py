@@ -202,7 +202,7 @@ def test_the_promise_of_memory(model: Llama) -> None:
     """16,384 tokens of a Llama 3.2 1B, the default window, 512 tokens at a time: 0.32 of FP16, at the peak too."""
     shape = replace(model.config, n_layers=16, n_heads=32, n_kv_heads=8, head_dim_k=64, head_dim_v=64)
     plan = CachePlan.of(KVCacheConfig(mixed_kv_cache=True), shape.n_layers)
-    cache = KVCache(shape, plan, n_ctx=16_384, chunk=512)
+    cache = KVCache(shape, plan, model.backend, n_ctx=16_384, chunk=512)
     while cache.n < 16_384:
         with cache.step(512):
             pass

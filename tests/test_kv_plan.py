@@ -27,7 +27,7 @@ from mixkv.engine.evaluate.divergence import score_rows
 from mixkv.engine.kv_plan import MOST_LOSS, plan_cache, plan_layers, score_loss
 from mixkv.engine.kv_sample import HeadSample, _row_norms, sample_heads
 from mixkv.engine.llm import LLM, demo_model
-from mixkv.kernels import LayerFormat
+from mixkv.kernels import LayerFormat, default_backend
 from mixkv.kernels.errors import ConfigError
 from mixkv.models.gguf import open_gguf
 
@@ -86,7 +86,7 @@ def loud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def layers_of(path: Path, config: KVCacheConfig = MIXED) -> tuple[LayerFormat, ...]:
     with open_gguf(path) as gguf:
-        return plan_cache(gguf, config).layers
+        return plan_cache(gguf, config, default_backend()).layers
 
 
 def logits(path: Path, ids: NDArray[np.int64], **cache: Any) -> F32:
@@ -109,9 +109,9 @@ def test_with_the_plan_kl_divergence_falls_tenfold(loud: Path) -> None:
 
 def test_only_the_layers_with_loud_biases_are_changed(loud: Path) -> None:
     with open_gguf(loud) as gguf:
-        plan = plan_layers(gguf, MIXED)
+        plan = plan_layers(gguf, MIXED, default_backend())
         as_set = CachePlan.of(MIXED, N_LAYERS).layers
-        assert plan_cache(gguf, MIXED).layers == tuple(p.format for p in plan)
+        assert plan_cache(gguf, MIXED, default_backend()).layers == tuple(p.format for p in plan)
     for i, p in enumerate(plan):
         assert p.layer == i and p.changed == (i in LOUD) == (p.format != as_set[i])
         assert (p.format.type_v, p.format.rotate_v) == ("q4_0", True), "values stay as they are"
@@ -144,7 +144,7 @@ def test_settings_win_over_the_plan(loud: Path) -> None:
     ):  # fmt: skip
         assert layers_of(loud, config) == CachePlan.of(config, N_LAYERS).layers
         with open_gguf(loud) as gguf:
-            assert not any(p.changed or p.losses for p in plan_layers(gguf, config))
+            assert not any(p.changed or p.losses for p in plan_layers(gguf, config, default_backend()))
     with pytest.raises(ConfigError, match="kv_plan 'yes' must be one of auto, off"):
         KVCacheConfig(kv_plan="yes")
 
@@ -165,7 +165,7 @@ def unchanged(path: Path) -> None:
     for rotate in ("auto", "on", "off"):
         config = KVCacheConfig(mixed_kv_cache=True, rotate=rotate)
         with open_gguf(path) as gguf:
-            plan = plan_layers(gguf, config)
+            plan = plan_layers(gguf, config, default_backend())
         assert [p.format for p in plan] == list(CachePlan.of(config, len(plan)).layers)
         assert all(list(p.losses) == ["q4_0" + " rotated" * (rotate != "off")] for p in plan), "predicted, and harmless"
 
@@ -186,7 +186,7 @@ def test_quantizing_that_saves_nothing_is_said(
 ) -> None:
     """2 KV heads, K and V: a block of 32 takes 18 or 34 bytes, however few of its numbers are in use."""
     with open_gguf(random_llama(tmp_path / "a.gguf", head_dim=head_dim)) as gguf:
-        for p in plan_layers(gguf, KVCacheConfig(**settings)):
+        for p in plan_layers(gguf, KVCacheConfig(**settings), default_backend()):
             assert note in p.why and ("saves no memory" in p.why) == bool(note)
 
 
@@ -221,7 +221,7 @@ def test_the_prediction_holds_on_real_text(layer: LayerFormat) -> None:
     llm = mixkv.load(n_threads=1, dense=True)
     n, half = 192, len(PROSE) // 2
     with open_gguf(demo_model()) as gguf:
-        drawn = [sample_heads(gguf, llm.config, i) for i in range(llm.config.n_layers)]
+        drawn = [sample_heads(gguf, llm.config, i, llm.backend) for i in range(llm.config.n_layers)]
     for sample, (q, k), (_, other) in zip(drawn, heads_of(llm, PROSE, n), heads_of(llm, PROSE[half:], n), strict=True):
         assert sample is not None
         real = score_loss(HeadSample(q[8:], k[8:], other[8:], 0, 0), layer, llm.config.attention_scale)
@@ -251,10 +251,10 @@ def test_only_slices_are_dequantized_and_it_is_quick(tmp_path: Path) -> None:
     path = random_llama(tmp_path / "wide.gguf", n_embd=2048, head_dim=64, n_heads=32, n_kv_heads=8, n_layers=1, n_ff=16)
     with open_gguf(path) as gguf:
         start = time.process_time()
-        plan_layers(gguf, MIXED)
+        plan_layers(gguf, MIXED, default_backend())
         assert time.process_time() - start < 0.5
         tracemalloc.start()
-        plan_layers(gguf, MIXED)
+        plan_layers(gguf, MIXED, default_backend())
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 6 << 20
@@ -284,6 +284,6 @@ def test_weights_that_tell_nothing_change_nothing(tmp_path: Path, damage: Any) -
     damage(tensors)
     with open_gguf(write_gguf(tmp_path / "broken.gguf", metadata, tensors)) as gguf, warnings.catch_warnings():
         warnings.simplefilter("error")
-        plan = plan_layers(gguf, MIXED)
+        plan = plan_layers(gguf, MIXED, default_backend())
     assert not any(p.changed for p in plan)
     assert plan[1].losses, "the other layer is planned as ever"

@@ -22,7 +22,6 @@ from mixkv.engine.evaluate.variants import BASE_VARIANT, Variant
 from mixkv.engine.evaluate.windows import Ids, TextWindows
 from mixkv.engine.llm import LLM
 from mixkv.engine.session import fingerprint
-from mixkv.kernels import ops
 from mixkv.kernels.errors import ConfigError
 
 MIN_CTX = 4
@@ -63,7 +62,7 @@ class PerplexityRun:
         self._measured = [BASE_VARIANT, *(v for v in self.variants if not v.is_base)]
         self._sequences = [llm.new_sequence(v.config, windows.n_ctx) for v in self._measured]
         key = RunKey(
-            model=fingerprint(llm.gguf), text=windows.digest, n_ctx=windows.n_ctx, kernels=ops.name,
+            model=fingerprint(llm.gguf), text=windows.digest, n_ctx=windows.n_ctx, kernels=llm.backend.name,
             caches=tuple(repr(v.config) for v in self._measured),
         )  # fmt: skip
         self._file = None if resume is None else ResumeFile(resume, key)
