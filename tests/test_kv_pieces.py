@@ -89,14 +89,13 @@ def rows_lost(seq: Sequence, control: Sequence, layer: int) -> int:
     p, plan = seq.cache.policy, seq.cache.plan
     start = p.marks.hot_start
     hot, wanted = (s.cache.store.get_hot(layer, start, p.n) for s in (seq, control))
-    cold = seq.cache.store.get_cold(layer, start, p.n)
-    lost = 0
-    for side, kind, rows, exact, quantized in zip("kv", ("type_k", "type_v"), hot, wanted, cold, strict=True):
+    differ = [(rows != exact).any(axis=(1, 2)) for rows, exact in zip(hot, wanted, strict=True)]
+    lost = max(int(differs.sum()) for differs in differ)
+    cold = seq.cache.store.get_cold(layer, start, start + lost)
+    for kind, rows, differs, quantized in zip(("type_k", "type_v"), hot, differ, cold, strict=True):
+        assert differs[: int(differs.sum())].all(), f"{kind}: an exact token before a restored one"
         restored = decode(quantized, getattr(plan.layers[layer], kind), rows.shape[2]).astype(rows.dtype)
-        differs = (rows != exact).any(axis=(1, 2))
-        lost = max(lost, int(differs.sum()))
-        assert differs[:lost].all(), f"{side}: an exact token before a restored one"
-        np.testing.assert_array_equal(rows[:lost], restored[:lost])
+        np.testing.assert_array_equal(rows[:lost], restored)
     return lost
 
 
