@@ -6,9 +6,17 @@ import importlib
 import os
 import warnings
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from mixkv.kernels.contract import Backend
 from mixkv.kernels.errors import ConfigError, MixkvWarning
+
+if TYPE_CHECKING:  # both twins fulfil the contract; neither is imported before it is wanted
+    from mixkv.kernels.native import NativeBackend
+    from mixkv.kernels.reference import ReferenceBackend
+
+    Native: type[Backend] = NativeBackend
+    Reference: type[Backend] = ReferenceBackend
 
 KINDS = ("native", "reference")
 _default: dict[str, Backend] = {}

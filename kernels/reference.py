@@ -150,12 +150,16 @@ class ReferenceBackend:
         """raw is kept, not copied. exact changes nothing: activations are float32 anyway."""
         return Weight(raw, ggml_type, cols, dense)
 
-    def embed(self, w: Weight, ids: NDArray[np.int32]) -> F32:
-        """Rows `ids` (n,) of the embedding: (n, cols). The caller has checked the range."""
-        return w.rows_as_float(ids)
+    def embed(self, w: Any, ids: NDArray[np.int32]) -> F32:
+        """Rows `ids` (n,) of a Weight: (n, cols). The caller has checked the range."""
+        rows: F32 = w.rows_as_float(ids)
+        return rows
+
+    def linear(self, x: F32, w: Any, bias: F32 | None = None, residual: F32 | None = None) -> F32:
+        """The function above, of one of our Weights."""
+        return linear(x, w, bias, residual)
 
     rms_norm = staticmethod(rms_norm)
-    linear = staticmethod(linear)
     attend_segment = staticmethod(attend_segment)
 
     def NormQKV(self, **parts: Any) -> NormQKV:

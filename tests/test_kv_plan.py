@@ -240,7 +240,7 @@ def test_norms_from_some_columns_are_nearly_those_from_all(tmp_path: Path, kind:
     write_gguf(path, {"general.architecture": "llama"}, {"w": Packed((cols, rows), ggml_type, packed.tobytes())})
     with open_gguf(path) as gguf:
         some = np.array([5, 7, 90])
-        found = _row_norms(gguf, "w", (rows, cols), some, gain)
+        found = _row_norms(gguf, "w", (rows, cols), some, gain, default_backend())
         assert found is not None
         np.testing.assert_allclose(found, wanted[some], rtol=0.15)
         assert _row_norms(gguf, "w", (rows, cols + 32), some, gain) is None
