@@ -9,10 +9,16 @@ import numpy as np
 from attention_oracle import slope_of
 from numpy.typing import NDArray
 
+from mixkv.kernels import open_backend
 from mixkv.kernels.formats import LayerFormat, decode
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+
+
+def native_backend(n_threads: int = 2, isa: str | None = None) -> Any:
+    """A native backend, whatever MIXKV_KERNELS asks for: with the methods that only tests call."""
+    return open_backend(n_threads, kind="native", isa=isa)
 
 
 def first_hot(pos: int, n: int, window: int, sinks: int) -> NDArray[np.int64]:

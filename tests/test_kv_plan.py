@@ -243,7 +243,7 @@ def test_norms_from_some_columns_are_nearly_those_from_all(tmp_path: Path, kind:
         found = _row_norms(gguf, "w", (rows, cols), some, gain, default_backend())
         assert found is not None
         np.testing.assert_allclose(found, wanted[some], rtol=0.15)
-        assert _row_norms(gguf, "w", (rows, cols + 32), some, gain) is None
+        assert _row_norms(gguf, "w", (rows, cols + 32), some, gain, default_backend()) is None
 
 
 def test_only_slices_are_dequantized_and_it_is_quick(tmp_path: Path) -> None:

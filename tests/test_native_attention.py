@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from attention_oracle import exact_attention, nmse
-from native_tools import F32, Run, first_hot, same_bits
+from native_tools import F32, Run, first_hot, native_backend, same_bits
 
-from mixkv.kernels import open_backend
 from mixkv.kernels.formats import LayerFormat, QuantizedRows
 
 pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
@@ -108,7 +107,7 @@ def test_same_bits_for_every_way_of_feeding(backend: Any, name: str, head_dim: i
     )
     wanted = run.outputs(run.store(), 512)
     for chunk, threads in ((1, 3), (7, 1), (32, 8), (512, 1), (512, 3)):
-        other = replace(run, store_class=open_backend(threads, isa=backend.isa).KVStore)
+        other = replace(run, store_class=native_backend(threads, isa=backend.isa).KVStore)
         assert same_bits(other.outputs(other.store(), chunk), wanted), (chunk, threads)
 
 
@@ -125,7 +124,7 @@ def test_same_bits_across_many_chunks_of_keys(backend: Any) -> None:
     run = Run(backend.KVStore, Q4, n=1300, n_kv_heads=1, group=4, sinks=16, window=64)
     whole = run.outputs(run.store(), 1300)
     for threads in (1, 2, 8):
-        store = open_backend(threads, isa=backend.isa).KVStore([Q4], **run.shape())
+        store = native_backend(threads, isa=backend.isa).KVStore([Q4], **run.shape())
         run.feed(store, 0, 1300)
         hot = first_hot(1290, 10, run.window, run.sinks)
         batch = store.attend(0, run.q[1290:], 1290, hot, scale=run.scale)
@@ -220,7 +219,7 @@ def test_case_3_and_6_threads_repeats_and_aliasing(backend: Any) -> None:
     kept = [x.copy() for x in start]
     results = []
     for threads in (1, 2, 3, 8, 1):
-        on = open_backend(threads, isa=backend.isa)
+        on = native_backend(threads, isa=backend.isa)
         results.append(on.attend_segment(q, k[100:], v[100:], None, *start, 0.125))
     for r in results:
         assert all(same_bits(a, b) for a, b in zip(r, results[0], strict=True))

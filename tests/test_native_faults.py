@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_tools import F32
+from native_tools import F32, native_backend
 
-from mixkv.kernels import LayerFormat, open_backend
+from mixkv.kernels import LayerFormat
 
 pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
 pytestmark = pytest.mark.skipif(
@@ -28,7 +28,9 @@ LIMIT = """
 import re, resource, sys, warnings
 import numpy as np
 import mixkv
-from mixkv.kernels import open_backend
+import mixkv.kernels
+
+def open_backend(n): return mixkv.kernels.open_backend(n, kind="native")
 
 class Limit:
     def __init__(self, extra): self.extra = extra
@@ -131,7 +133,7 @@ def jobs(backend: Any) -> list[Callable[[], F32]]:
 @pytest.mark.parametrize("n_threads", [1, 3])
 def test_a_child_forked_in_the_middle_of_calls_computes(n_threads: int) -> None:
     """It inherited locks that a thread held which it does not have: a store's, the table of angles', the arrays'."""
-    backend, other = open_backend(n_threads), open_backend(2)
+    backend, other = native_backend(n_threads), native_backend(2)
     mine = [*jobs(backend), *jobs(other)]
     wanted = [job() for job in mine]
     stop = threading.Event()
@@ -150,7 +152,7 @@ def test_a_child_forked_in_the_middle_of_calls_computes(n_threads: int) -> None:
             if child == 0:
                 try:
                     ok = all(np.array_equal(job(), want) for job, want in zip(mine, wanted, strict=True))
-                    ok &= np.array_equal(jobs(open_backend(2))[0](), wanted[0])
+                    ok &= np.array_equal(jobs(native_backend(2))[0](), wanted[0])
                 finally:
                     os._exit(0 if ok else 1)
             assert wait_for(child) == 0

@@ -15,6 +15,7 @@ import pytest
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
+from native_tools import native_backend
 from numpy.typing import NDArray
 
 from mixkv.kernels import open_backend
@@ -82,7 +83,7 @@ def shapes(kind: T) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda t: t.name)
 def test_packing_keeps_every_number(kind: T) -> None:
-    backend: Any = open_backend(kind="native")
+    backend: Any = native_backend()
     rng = np.random.default_rng()
     for rows, cols in shapes(kind):
         raw = random_raw(kind, rows, cols, rng)
@@ -111,7 +112,7 @@ def test_linear(kind: T, backend: Any) -> None:
         for m in (*range(1, 10), 16, 17):
             np.testing.assert_array_equal(backend.linear(x[:m], w), plain[:m], err_msg=f"{m} tokens")
         for threads in (1, 3, 8):
-            other = open_backend(threads, isa=backend.isa)
+            other = native_backend(threads, isa=backend.isa)
             np.testing.assert_array_equal(other.linear(x, w), plain, err_msg=f"{threads} threads")
 
 
@@ -135,9 +136,9 @@ def test_integer_sums_are_the_same_everywhere(kind: T) -> None:
     rows, cols = 19, 512
     raw, x = random_raw(kind, rows, cols, rng), random_x(3, cols, rng)
     sums = {}
-    w = open_backend(2, kind="native").pack(raw, int(kind), cols)
+    w = native_backend(2).pack(raw, int(kind), cols)
     for name in native.supported_isas():
-        backend: Any = open_backend(2, isa=name)
+        backend: Any = native_backend(2, isa=name)
         sums[name] = backend.debug_idots(x, w)
     first = next(iter(sums.values()))
     assert np.abs(first).max() > 1000
@@ -247,7 +248,7 @@ def test_norm_ffn_and_head(kinds: tuple[T, T, T], biased: bool, backend: Any, pa
     for m in (1, 2, 9, 20):
         np.testing.assert_array_equal(fast(x[:m]), got[:m])
     for threads in (1, 3, 8):
-        other = open_backend(threads, isa=backend.isa).NormFFN(gate=gate[0], up=up[0], down=down[0], **common)
+        other = native_backend(threads, isa=backend.isa).NormFFN(gate=gate[0], up=up[0], down=down[0], **common)
         np.testing.assert_array_equal(other(x), got)
     logits = backend.Head(w=gate[0], norm=norm, eps=1e-6)(x)
     assert nmse(logits, numpy.Head(w=gate[1], norm=norm, eps=1e-6)(x).astype(np.float64)) < 5e-4

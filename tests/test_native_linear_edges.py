@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 from gguf.quants import quantize
+from native_tools import native_backend
 
-from mixkv.kernels import open_backend
 from mixkv.kernels.errors import ConfigError, GGUFError, InputError
 
 pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
@@ -48,7 +48,7 @@ def test_no_tokens(backend: Any) -> None:
 
 
 def test_user_mistakes_are_typed() -> None:
-    backend: Any = open_backend(kind="native")
+    backend: Any = native_backend()
     raw = np.zeros((4, 36), np.uint8)
     with pytest.raises(GGUFError, match="type 999"):
         backend.pack(raw, 999, 64)
@@ -60,6 +60,6 @@ def test_user_mistakes_are_typed() -> None:
     with pytest.raises(InputError, match="token id 4"):
         backend.embed(w, np.array([4], np.int32))
     with pytest.raises(ConfigError, match="choose one of"):
-        open_backend(isa="sse9")
+        native_backend(isa="sse9")
     with pytest.raises(TypeError):
         backend.linear(np.zeros((1, 64), np.float64), w)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 from gguf.quants import quantize
-from native_tools import F32
+from native_tools import F32, native_backend
 
 from mixkv.kernels import LayerFormat, available_cores, default_backend, open_backend
 from mixkv.kernels.errors import ConfigError
@@ -61,9 +61,9 @@ def in_threads(works: list[Callable[[], None]]) -> None:
 
 
 def test_every_thread_count_gives_the_same_bits() -> None:
-    alone = product(open_backend(1))()
+    alone = product(native_backend(1))()
     for n in (2, 3, 8, 5):
-        backend = open_backend(n)
+        backend = native_backend(n)
         assert backend.n_threads == n
         multiply = product(backend)
         for _ in range(20):
@@ -87,7 +87,7 @@ def test_one_thread_is_one_thread() -> None:
     code = (
         "import threading, numpy as np; from pathlib import Path; from mixkv.kernels import open_backend\n"
         "def count(): return len(list(Path('/proc/self/task').iterdir()))\n"
-        "before = count(); b = open_backend({n}); after_open = count()\n"
+        "before = count(); b = open_backend({n}, kind='native'); after_open = count()\n"
         "b.pack(np.zeros((4096, 4096), np.uint8), 0, 1024); print(after_open - before, count() - before)"
     )
     assert run_python(code.format(n=1)).stdout.split() == ["0", "0"]
@@ -96,7 +96,7 @@ def test_one_thread_is_one_thread() -> None:
 
 def test_a_backend_takes_its_threads_with_it() -> None:
     before = threads_alive()
-    backend = open_backend(5)
+    backend = native_backend(5)
     multiply = product(backend)
     multiply()
     assert threads_alive() == before + 4
@@ -112,7 +112,7 @@ def threads_alive() -> int:
 
 def test_idle_workers_sleep() -> None:
     """The process burns next to no CPU time between calls."""
-    multiply = product(open_backend(4))
+    multiply = product(native_backend(4))
     multiply()
     time.sleep(0.01)
     before = time.process_time()
@@ -122,7 +122,7 @@ def test_idle_workers_sleep() -> None:
 
 def test_several_python_threads_on_one_backend() -> None:
     """Their calls take turns, and do not mix their results: products, caches and packing share scratch memory."""
-    backend = open_backend(2)
+    backend = native_backend(2)
     jobs = [product(backend, 64 * (i + 1)) for i in range(3)]
     k = np.random.default_rng(0).standard_normal((40, 2, 64)).astype(np.float32)
 
@@ -143,7 +143,7 @@ def test_several_python_threads_on_one_backend() -> None:
 
 def test_two_backends_do_not_know_of_each_other(isa: str) -> None:
     """Thread counts were set for the whole process: while one model computed, another's call resized its memory."""
-    first, second = open_backend(1, isa=native.supported_isas()[0]), open_backend(8, isa=isa)
+    first, second = native_backend(1, isa=native.supported_isas()[0]), native_backend(8, isa=isa)
     jobs = [product(first, 640), product(second, 1280)]
     wanted = [job() for job in jobs]
 
@@ -179,7 +179,7 @@ def test_default_size_respects_affinity() -> None:
 
 
 def test_instruction_set_from_the_environment() -> None:
-    code = "from mixkv.kernels import open_backend; print(open_backend().isa)"
+    code = "from mixkv.kernels import open_backend; print(open_backend(kind='native').isa)"
     for name in native.supported_isas():
         assert run_python(code, MIXKV_ISA=name).stdout.strip() == name
     failed = run_python(code, MIXKV_ISA="pentium")
