@@ -56,7 +56,7 @@ def bench(flags: BenchFlags) -> int:
             flags.model, n_ctx=max(test.length for test in tests) + 1, n_batch=flags.n_batch, progress=progress,
             n_threads=None if flags.n_threads == -1 else flags.n_threads,
         )  # fmt: skip
-    peak = read_bandwidth()
+    peak = read_bandwidth(llm.backend)
     terminal.say(f"{llm.config.name}, {llm.n_threads} threads, memory reads {peak:.1f} GB/s")
     rows = list(run_bench(llm, tests, caches, repetitions=flags.repetitions, report=terminal.say))
     if flags.output == "json":

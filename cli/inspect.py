@@ -68,23 +68,19 @@ def inspect(
 
 def cpu_report() -> dict[str, Any]:
     """Which twin of the kernels runs and why, and what the native ones say about this CPU."""
-    from mixkv.kernels import ops
+    from mixkv.kernels import available_cores, open_backend
 
     forced = os.environ.get("MIXKV_KERNELS")
-    native = ops.__name__.endswith(".native")
+    backend = open_backend()
+    native = backend.name == "native"
     if forced:
         why = f"MIXKV_KERNELS={forced} asks for it"
     elif native:
         why = "the extension is built and runs on this CPU"
     else:
-        try:
-            import mixkv.kernels.native  # noqa: F401
-
-            why = "chosen at import"
-        except ImportError as reason:
-            why = f"the native extension cannot be imported: {reason}"
-    report = {"kernels": "native" if native else "reference (NumPy)", "why": why, "usable_cores": ops.available_cores()}
-    return {**report, **ops.cpu_report()}
+        why = "the extension is not built, or does not run on this CPU"
+    report = {"kernels": "native" if native else "reference (NumPy)", "why": why, "usable_cores": available_cores()}
+    return {**report, **backend.cpu_report()}
 
 
 def describe(gguf: GGUFFile, *, tensors: bool = False, kv_plan: bool = False) -> dict[str, Any]:
@@ -124,6 +120,7 @@ def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
     from mixkv.engine.kv_plan import plan_cache
     from mixkv.engine.kv_sample import HeadStatistics
     from mixkv.engine.memory import plan_memory
+    from mixkv.kernels import default_backend
 
     shorter = [1 << i for i in range(9, 32) if 1 << i < config.n_ctx_train]
     caches = {"f16": KVCacheConfig(), "mixed": KVCacheConfig(mixed_kv_cache=True)}
@@ -144,10 +141,11 @@ def plan_table(gguf: GGUFFile) -> list[dict[str, Any]]:
     from mixkv.engine.cache_config import KVCacheConfig
     from mixkv.engine.kv_plan import plan_layers
     from mixkv.engine.kv_sample import HeadStatistics
+    from mixkv.kernels import default_backend
 
     return [
         {"layer": p.layer, **asdict(p.format), "changed": p.changed, "losses": _jsonable(p.losses), "why": p.why}
-        for p in plan_layers(HeadStatistics(gguf), KVCacheConfig(mixed_kv_cache=True))
+        for p in plan_layers(HeadStatistics(gguf, default_backend()), KVCacheConfig(mixed_kv_cache=True))
     ]
 
 

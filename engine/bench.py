@@ -18,7 +18,7 @@ import numpy as np
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.llm import LLM
 from mixkv.engine.sequence import Sequence
-from mixkv.kernels import CACHE_TYPES, ops
+from mixkv.kernels import CACHE_TYPES, Backend
 from mixkv.kernels.errors import ConfigError
 
 PROBE_BYTES = 1 << 30
@@ -81,9 +81,9 @@ def cache_config(name: str) -> KVCacheConfig:
     return KVCacheConfig(type_k=name, type_v=name)
 
 
-def read_bandwidth() -> float:
-    """10^9 bytes a second that the threads in use can read from memory: the best of five passes over 1 GiB."""
-    return max(float(ops.read_bandwidth(PROBE_BYTES)) for _ in range(5)) / 1e9
+def read_bandwidth(backend: Backend) -> float:
+    """10^9 bytes a second that the backend's threads can read from memory: the best of five passes over 1 GiB."""
+    return max(float(backend.read_bandwidth(PROBE_BYTES)) for _ in range(5)) / 1e9
 
 
 def run_bench(

@@ -10,7 +10,7 @@ import numpy as np
 
 from mixkv.engine.cache import CachePolicy, Step
 from mixkv.engine.cache_config import CachePlan
-from mixkv.kernels import cache_type, ops
+from mixkv.kernels import Backend, cache_type
 from mixkv.kernels.errors import InputError
 from mixkv.models.config import ModelConfig
 from mixkv.models.batch import F32, Run
@@ -48,10 +48,11 @@ class CacheStats:
 class KVCache:
     """The cache of one sequence. `n` tokens are stored; `begin` and `commit` add more; `truncate` takes some back.
 
-    chunk: tokens to attend to at once (see CachePolicy); more may be begun at a time.
+    backend: that of the model whose keys it keeps. chunk: tokens to attend to at once (see CachePolicy); more may be begun
+    at a time.
     """
 
-    def __init__(self, model: ModelConfig, plan: CachePlan, *, n_ctx: int, chunk: int) -> None:
+    def __init__(self, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int) -> None:
         plan = plan.within(n_ctx)
         self.plan, self._model = plan, model
         self._policy = CachePolicy(
@@ -61,7 +62,7 @@ class KVCache:
             rollback_reserve=plan.rollback_reserve,
             chunk=chunk,
         )
-        self.store = ops.KVStore(
+        self.store = backend.KVStore(
             plan.layers,
             n_kv_heads=model.n_kv_heads,
             head_dim_k=model.head_dim_k,

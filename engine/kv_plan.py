@@ -20,7 +20,7 @@ from mixkv.engine.kv import RowBytes
 from mixkv.engine.kv_sample import HeadSample, HeadStatistics
 from mixkv.kernels import CACHE_TYPES, LayerFormat, cache_type
 from mixkv.kernels.formats import decode, encode
-from mixkv.kernels.store import hadamard
+from mixkv.kernels.numeric import hadamard
 from mixkv.models.config import ModelConfig
 
 MOST_LOSS = 0.2

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels import ops
+from mixkv.kernels import Backend
 from mixkv.kernels.ggml import BLOCK_SIZES
-from mixkv.kernels.reference import rms_norm, rope
+from mixkv.kernels.numeric import rms_norm, rope
 from mixkv.models.config import ModelConfig, read_config
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.gguf_types import WEIGHT_TYPES
@@ -59,8 +59,10 @@ class HeadStatistics:
     Raises GGUFError for a file that is no model.
     """
 
-    def __init__(self, gguf: GGUFFile) -> None:
+    def __init__(self, gguf: GGUFFile, backend: Backend) -> None:
+        """backend: dequantizes."""
         self.config = read_config(gguf)
+        self._backend = backend
         self._gguf: GGUFFile | None = gguf
         self._layers: list[tuple[_Side, _Side] | None] = []  # q and k; None where the file does not have what it takes
         self._angles = np.empty(0, np.float32)
@@ -75,7 +77,7 @@ class HeadStatistics:
         with np.errstate(all="ignore"):  # NaN and infinity among the weights are data
             factors = _vector(gguf, "rope_freqs.weight", config.rope.n_rot // 2)
             self._angles = config.rope.inv_freq(factors) * np.float32(max(1, config.n_ctx_train // TOKENS))
-            self._layers = [_read_layer(gguf, config, i) for i in range(config.n_layers)]
+            self._layers = [_read_layer(gguf, config, self._backend, i) for i in range(config.n_layers)]
         self._gguf = None
 
     def sample(self, layer: int) -> HeadSample | None:
@@ -101,7 +103,7 @@ class HeadStatistics:
         return rope(x, np.arange(len(x)), self._angles, self._interleaved, self.config.rope.magnitude)
 
 
-def _read_layer(gguf: GGUFFile, config: ModelConfig, layer: int) -> tuple[_Side, _Side] | None:
+def _read_layer(gguf: GGUFFile, config: ModelConfig, backend: Backend, layer: int) -> tuple[_Side, _Side] | None:
     """Queries and keys of the loudest heads of a layer; None where the file does not have what it takes."""
     prefix, dim, head_dim = f"blk.{layer}.", config.n_embd, config.head_dim_k
     gain = _vector(gguf, f"{prefix}attn_norm.weight", dim)
@@ -112,7 +114,7 @@ def _read_layer(gguf: GGUFFile, config: ModelConfig, layer: int) -> tuple[_Side,
 
     def side(name: str, at: NDArray[np.intp], n_heads: int, bias: F32) -> _Side | None:
         rows = (at[:, None] * head_dim + np.arange(head_dim)).ravel()
-        norms = _row_norms(gguf, f"{prefix}{name}.weight", (n_heads * head_dim, dim), rows, gain)
+        norms = _row_norms(gguf, f"{prefix}{name}.weight", (n_heads * head_dim, dim), rows, gain, backend)
         if norms is None:
             return None
         return _Side(bias[at], norms.reshape(len(at), head_dim), _vector(gguf, f"{prefix}{name}_norm.weight", head_dim))
@@ -151,7 +153,7 @@ def _loudest(bias: F32) -> NDArray[np.intp]:
 
 
 def _row_norms(
-    gguf: GGUFFile, name: str, shape: tuple[int, int], rows: NDArray[np.intp], gain: F32
+    gguf: GGUFFile, name: str, shape: tuple[int, int], rows: NDArray[np.intp], gain: F32, backend: Backend
 ) -> NDArray[np.floating] | None:
     """Norms (n_rows,) of `rows` of matrix `name` times gain (cols,), from about COLUMNS of its columns."""
     info = gguf.tensors.get(name)
@@ -162,8 +164,8 @@ def _row_norms(
     chosen = np.unique(np.linspace(0, n_blocks - 1, max(2, COLUMNS // block)).astype(np.intp))
     packed = gguf.raw(name).reshape(shape[0], n_blocks, block_bytes)[rows[:, None], chosen]
     columns = len(chosen) * block
-    weight = ops.Weight.pack(packed.reshape(len(rows), -1), int(info.ggml_type), columns)
-    part = ops.embed(weight, np.arange(len(rows), dtype=np.int32))
+    weight = backend.pack(packed.reshape(len(rows), -1), int(info.ggml_type), columns)
+    part = backend.embed(weight, np.arange(len(rows), dtype=np.int32))
     gains = gain.reshape(n_blocks, block)
     share = np.square(gains[chosen]).sum() / np.square(gains).sum()
     part *= gains[chosen].ravel()

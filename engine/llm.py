@@ -27,6 +27,7 @@ from mixkv.engine.sequence import Progress, Sequence
 from mixkv.engine.session import restore_session, save_session
 from mixkv.engine.slots import Slots
 from mixkv.engine.tokenizer.base import Tokenizer
+from mixkv.kernels import Backend
 from mixkv.kernels.errors import InputError, MixkvError
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
@@ -46,7 +47,6 @@ class Loaded:
     heads: HeadStatistics
     n_ctx: int
     prefix_reuse: str
-    n_threads: int
     kv_memory: int | None
     load_seconds: float
 
@@ -57,7 +57,7 @@ class Loaded:
     def new_sequence(self, plan: CachePlan | None = None, n_ctx: int | None = None) -> Sequence:
         """An empty sequence."""
         n_ctx = n_ctx or self.n_ctx
-        cache = KVCache(self.config, plan or self.plan, n_ctx=n_ctx, chunk=min(self.scheduler.n_batch, n_ctx))
+        cache = KVCache(self.config, plan or self.plan, self.scheduler.model.backend, n_ctx=n_ctx, chunk=min(self.scheduler.n_batch, n_ctx))
         return Sequence(self.scheduler, cache)
 
 
@@ -119,7 +119,12 @@ class LLM:
     @property
     def n_threads(self) -> int:
         """Threads that compute."""
-        return self._shared.n_threads
+        return self.backend.n_threads
+
+    @property
+    def backend(self) -> Backend:
+        """The kernels that this model runs on, with threads of their own."""
+        return self._shared.scheduler.model.backend
 
     @property
     def load_seconds(self) -> float:

@@ -19,6 +19,7 @@ from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.threads import Meanwhile, choose_threads
 from mixkv.engine.tokenizer import load_tokenizer
 from mixkv.engine.tokenizer.base import Tokenizer
+from mixkv.kernels import Backend, open_backend
 from mixkv.kernels.errors import ConfigError, GGUFError
 from mixkv.models.config import read_config
 from mixkv.models.gguf import GGUFFile, open_gguf
@@ -69,14 +70,16 @@ def load(
     _check_count("n_parallel", n_parallel, MAX_PARALLEL)
     if kv_memory is not None:
         _check_count("kv_memory", kv_memory, 1 << 62)
-    threads = choose_threads(n_threads)
+    backend = open_backend(choose_threads(n_threads))
     gguf = open_gguf(demo_model() if path is None else path, overrides)
     try:
         family_of(gguf)
         model_config = read_config(gguf)
-        heads = HeadStatistics(gguf)
+        heads = HeadStatistics(gguf, backend)
         plan = plan_cache(heads, config)
-        n_ctx = _fit_context(gguf, n_ctx, plan, n_batch=n_batch, n_parallel=n_parallel, kv_memory=kv_memory, dense=dense)
+        n_ctx = _fit_context(
+            gguf, backend, n_ctx, plan, n_batch=n_batch, n_parallel=n_parallel, kv_memory=kv_memory, dense=dense
+        )
         warn_beyond_training(n_ctx, model_config)
 
         def read_the_rest() -> Tokenizer:
@@ -85,7 +88,7 @@ def load(
             return tokenizer
 
         with Meanwhile(read_the_rest) as vocabulary:
-            model = load_model(gguf, exact=exact, dense=dense, progress=_byte_progress(gguf, progress))
+            model = load_model(gguf, backend, exact=exact, dense=dense, progress=_byte_progress(gguf, progress))
         tokenizer = vocabulary.result()
         if tokenizer.n_vocab != model_config.n_vocab:
             raise GGUFError(
@@ -98,8 +101,8 @@ def load(
     scheduler = Scheduler(model, n_batch=min(n_batch, n_ctx), n_parallel=n_parallel)
     return LLM(
         Loaded(
-            gguf, scheduler, tokenizer, config, plan, heads, n_ctx=n_ctx, prefix_reuse=prefix_reuse, n_threads=threads,
-            kv_memory=kv_memory, load_seconds=time.perf_counter() - start,
+            gguf, scheduler, tokenizer, config, plan, heads, n_ctx=n_ctx, prefix_reuse=prefix_reuse, kv_memory=kv_memory,
+            load_seconds=time.perf_counter() - start,
         )
     )  # fmt: skip
 
@@ -110,7 +113,7 @@ def _check_count(name: str, value: object, most: int) -> None:
 
 
 def _fit_context(
-    gguf: GGUFFile, n_ctx: int | None, plan: CachePlan, *, n_batch: int, n_parallel: int, kv_memory: int | None,
+    gguf: GGUFFile, backend: Backend, n_ctx: int | None, plan: CachePlan, *, n_batch: int, n_parallel: int, kv_memory: int | None,
     dense: bool,
 ) -> int:  # fmt: skip
     """The context to reserve: as asked (OutOfMemoryError if it cannot be), else the model's, halved until it fits."""
@@ -119,8 +122,9 @@ def _fit_context(
     wanted = n_ctx or config.n_ctx_train
     while True:
         memory = plan_memory(
-            gguf, config, plan, n_ctx=wanted, n_batch=n_batch, n_parallel=n_parallel, kv_memory=kv_memory, dense=dense
-        )
+            gguf, config, plan, backend, n_ctx=wanted, n_batch=n_batch, n_parallel=n_parallel, kv_memory=kv_memory,
+            dense=dense,
+        )  # fmt: skip
         if n_ctx is not None or wanted <= 4096 or available is None or memory.total <= available:
             memory.check(available)
             return wanted

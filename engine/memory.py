@@ -8,9 +8,8 @@ from pathlib import Path
 from mixkv.engine.cache import PIECE, CachePolicy
 from mixkv.engine.cache_config import CachePlan
 from mixkv.engine.kv import RowBytes
-from mixkv.kernels import ops
+from mixkv.kernels import Backend
 from mixkv.kernels.errors import OutOfMemoryError
-from mixkv.kernels.reference_attention import KEY_BLOCK
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 
@@ -53,21 +52,22 @@ def cache_bytes(model: ModelConfig, plan: CachePlan, n_ctx: int, chunk: int) -> 
 
 
 def plan_memory(
-    gguf: GGUFFile, model: ModelConfig, plan: CachePlan, *, n_ctx: int, n_batch: int, n_parallel: int = 1,
+    gguf: GGUFFile, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, n_batch: int, n_parallel: int = 1,
     kv_memory: int | None = None, dense: bool = False,
 ) -> MemoryPlan:  # fmt: skip
     """The bytes that loading `gguf` with this cache will need.
 
     n_parallel: sequences at once, each of n_ctx tokens. kv_memory: what their caches may take together at most. dense:
-    as for `load`; native kernels keep weights packed.
+    as for `load`.
     """
-    if dense and ops.name == "reference":
+    if dense and backend.keeps_dense:
         weights = sum(4 * _elements(info.shape) for info in gguf.tensors.values())
     else:
         weights = sum(info.n_bytes for info in gguf.tensors.values())
-    scratch = 4 * (min(n_batch, n_ctx) * _row_width(model) + model.n_vocab) + FIXED_SCRATCH
-    if ops.name == "reference":
-        scratch += 4 * _extra_of_numpy(model, plan, n_ctx, n_batch)
+    rows = min(n_batch, n_ctx)
+    piece = rows if plan.hot_window is None else min(rows, PIECE)
+    own = backend.work_numbers(n_rows=rows, n_ff=model.n_ff, n_queries=piece, n_heads=model.n_heads, n_keys=n_ctx)
+    scratch = 4 * (rows * _row_width(model) + model.n_vocab + own) + FIXED_SCRATCH
     caches = n_parallel * cache_bytes(model, plan, n_ctx, n_batch)
     return MemoryPlan(weights, caches if kv_memory is None else min(caches, kv_memory), scratch)
 
@@ -81,12 +81,6 @@ def _row_width(model: ModelConfig) -> int:
     kept = 3 * dim + model.n_ff + out // 2 + 4 * model.rope.n_rot
     # q, k, v and the attention's output of a layer live until the next layer's take their place
     return kept + max(3 * dim + qkv + out, dim + 2 * qkv + out, dim + qkv + 2 * out)
-
-
-def _extra_of_numpy(model: ModelConfig, plan: CachePlan, n_ctx: int, n_batch: int) -> int:
-    """Numbers that NumPy's backend holds beside that: scores of a piece of queries and steps of an expression."""
-    piece = min(n_batch, n_ctx) if plan.hot_window is None else min(n_batch, n_ctx, PIECE)
-    return 3 * model.n_heads * piece * min(KEY_BLOCK, n_ctx) + 2 * min(n_batch, n_ctx) * model.n_ff
 
 
 def _elements(shape: tuple[int, ...]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, TypeVar
 
-from mixkv.kernels import ops
+from mixkv.kernels import available_cores
 from mixkv.kernels.errors import ConfigError, MixkvWarning
 
 MAX_THREADS = 1024
@@ -59,7 +59,7 @@ class Meanwhile(Generic[T]):
 
 def choose_threads(n_threads: int | None) -> int:
     """The number asked for, or the usable cores (None, 0, -1); warns where more threads than cores are asked for."""
-    cores = ops.available_cores()
+    cores = available_cores()
     if n_threads is None:
         return cores
     if isinstance(n_threads, bool) or not isinstance(n_threads, int) or not -1 <= n_threads <= MAX_THREADS:

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mixkv.kernels.backend import ops
+from mixkv.kernels.backend import default_backend
+from mixkv.kernels.contract import Backend
 from mixkv.kernels.errors import ConfigError, InputError
 from mixkv.kernels.formats import QuantizedRows
 from mixkv.kernels.reference_attention import Rows
@@ -24,12 +25,13 @@ from mixkv.kernels.state import AttentionState, alibi_slopes, empty_state
 
 def attend(
     q: ArrayLike, segment: Sequence[Rows], state: AttentionState | None = None, mask: ArrayLike | None = None,
-    *, scale: float | None = None, max_bias: float = 0.0, logit_softcap: float = 0.0,
+    *, scale: float | None = None, max_bias: float = 0.0, logit_softcap: float = 0.0, backend: Backend | None = None,
 ) -> AttentionState:  # fmt: skip
     """The state after one more segment (k, v), each (n_keys, n_kv_heads, .) FP16, float32 or QuantizedRows.
 
     q (n_queries, n_heads, head_dim); mask additive (n_queries, n_keys), -inf hides a key; scale defaults to
-    1 / sqrt(head_dim). An empty segment leaves the state as it is. Raises InputError where shapes do not fit.
+    1 / sqrt(head_dim). An empty segment leaves the state as it is. backend: from `open_backend`; left out, one that all
+    such calls share, with as many threads as there are cores. Raises InputError where shapes do not fit.
     """
     query = np.ascontiguousarray(q, np.float32)
     k, v = (rows if isinstance(rows, QuantizedRows) else _float_rows(rows) for rows in segment)
@@ -53,7 +55,7 @@ def attend(
         raise InputError(f"the state {state.acc.shape} does not fit queries {query.shape} and head_dim_v {v.shape[2]}")
     if len(k) == 0 or n == 0:
         return state
-    m, s, acc = ops.attend_segment(
+    m, s, acc = (backend or default_backend()).attend_segment(
         query, k, v, mask, state.m, state.s, state.acc, head_dim**-0.5 if scale is None else scale,
         alibi_slopes(n_heads, max_bias), logit_softcap,
     )  # fmt: skip
@@ -73,7 +75,7 @@ def flash_attn_with_state(
     q: ArrayLike, k: Rows | None, v: Rows | None, mask: ArrayLike | None = None,
     k_quant: QuantizedRows | None = None, v_quant: QuantizedRows | None = None, mask_quant: ArrayLike | None = None,
     state: AttentionState | None = None, *, scale: float | None = None, max_bias: float = 0.0,
-    logit_softcap: float = 0.0,
+    logit_softcap: float = 0.0, backend: Backend | None = None,
 ) -> AttentionState:  # fmt: skip
     """Attend over an FP16 segment (k, v) and a quantized one (k_quant, v_quant), continuing from `state`.
 
@@ -89,6 +91,9 @@ def flash_attn_with_state(
         raise InputError("no keys: give k and v, or k_quant and v_quant")
     for keys, values, bias in ((k_quant, v_quant, mask_quant), (k, v, mask)):
         if keys is not None and values is not None:
-            state = attend(q, (keys, values), state, bias, scale=scale, max_bias=max_bias, logit_softcap=logit_softcap)
+            state = attend(
+                q, (keys, values), state, bias, scale=scale, max_bias=max_bias, logit_softcap=logit_softcap,
+                backend=backend,
+            )  # fmt: skip
     assert state is not None
     return state

@@ -2,119 +2,91 @@
 
 Each layer has rows in its hot type for the sinks (positions j < S) and for a ring of tiles of recent positions, and
 rows in its cold types for old ones. Tile i holds positions S + 16 i ... S + 16 i + 15 and lives, while it is hot, in
-ring slot i % hot_tiles. The store follows orders: who is hot and who reads what is decided by engine/cache.py, on
-integers alone. Cold rows are reserved for the whole context, and the operating system hands out pages as they are
-first written.
+ring slot i % hot_tiles. Where the ring has a slot for every tile and both forms are written alike, there is one form,
+and the ring is the cold area too. The store follows orders: who is hot and who reads what is decided by
+engine/cache.py, on integers alone; it knows what it holds, and refuses to read the rest. Cold rows are reserved for the
+whole context, and the operating system hands out pages as they are first written.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from operator import index
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels.formats import TILE, LayerFormat, QuantizedRows, cache_type, decode, encode
+from mixkv.kernels.errors import OutOfMemoryError
+from mixkv.kernels.formats import TILE, LayerFormat, QuantizedRows, decode, encode
+from mixkv.kernels.numeric import hadamard
 from mixkv.kernels.reference_attention import attend_segment
 from mixkv.kernels.state import F32, AttentionState, alibi_slopes, empty_state, finalize
+from mixkv.kernels.store_checks import Checks, check_sizes, require
+from mixkv.kernels.store_layer import Layer, Side
 
 U8 = NDArray[np.uint8]
-
-
-def hadamard(x: F32) -> F32:
-    """Rows x (..., head_dim) times the normalised Walsh-Hadamard matrix of the largest power of two, w, that divides
-    head_dim, block by block of w. Orthogonal and its own inverse."""
-    width = x.shape[-1] & -x.shape[-1]
-    out = x.reshape(-1, width).astype(np.float32)
-    half = 1
-    while half < width:
-        pair = out.reshape(-1, width // (2 * half), 2, half)
-        out = np.stack([pair[:, :, 0] + pair[:, :, 1], pair[:, :, 0] - pair[:, :, 1]], axis=2)
-        half *= 2
-    return (out.reshape(x.shape) * np.float32(width**-0.5)).astype(np.float32)
-
-
-class _Side:
-    """K or V of one layer."""
-
-    def __init__(
-        self,
-        hot: str,
-        cold: str,
-        rotate: bool,
-        q4_scale: str,
-        heads: int,
-        head_dim: int,
-        sinks: int,
-        hot_tiles: int,
-        cold_rows: int,
-    ) -> None:
-        self.hot, self.cold, self.rotate, self.q4_scale, self.head_dim = hot, cold, rotate, q4_scale, head_dim
-        dtype = np.float32 if hot == "f32" else np.float16
-        self.sink_rows = np.zeros((sinks, heads, head_dim), dtype)
-        self.ring = np.zeros((hot_tiles * TILE, heads, head_dim), dtype)
-        self.cold_rows = np.zeros((cold_rows, heads, cache_type(cold).row_bytes(head_dim)), np.uint8)
-
-    def write(self, sink_at: slice, ring_at: NDArray[np.int64], x: F32) -> None:
-        if self.rotate:
-            x = hadamard(x)
-        n_sinks = sink_at.stop - sink_at.start
-        with np.errstate(over="ignore"):
-            self.sink_rows[sink_at] = x[:n_sinks]
-            self.ring[ring_at] = x[n_sinks:]
+I64 = NDArray[np.int64]
 
 
 class KVStore:
     """Storage of all layers' keys and values; see the kernel contract for the orders it takes.
 
     layers: one LayerFormat each. n_ctx: positions that may ever be stored. sink_tokens S. hot_tiles: ring slots.
+    Wrong sizes are a ConfigError; every other mistake is an InputError (store_checks.py), and changes nothing.
     """
 
     def __init__(
         self, layers: Sequence[LayerFormat], *, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_ctx: int,
         sink_tokens: int, hot_tiles: int,
     ) -> None:  # fmt: skip
-        self._sinks, self._hot_tiles = sink_tokens, hot_tiles
-        sinks = min(sink_tokens, n_ctx)
-        cold_rows = -(-max(0, n_ctx - sink_tokens) // TILE) * TILE
-        self._layers = [
-            (
-                _Side(f.hot_k, f.type_k, f.rotate_k, f.q4_scale, n_kv_heads, head_dim_k, sinks, hot_tiles, cold_rows),
-                _Side(f.hot_v, f.type_v, f.rotate_v, f.q4_scale, n_kv_heads, head_dim_v, sinks, hot_tiles, cold_rows),
-            )
-            for f in layers
-        ]
+        head_dims = head_dim_k, head_dim_v
+        check_sizes(n_kv_heads, head_dims, n_ctx, sink_tokens, hot_tiles)
+        self._sinks = sink_tokens
+        self._check = Checks(len(layers), n_kv_heads, head_dims, n_ctx, sink_tokens)
+        try:
+            self._layers = [
+                Layer(f, heads=n_kv_heads, head_dims=head_dims, sinks=sink_tokens, n_ctx=n_ctx, hot_tiles=hot_tiles)
+                for f in layers
+            ]
+        except (MemoryError, ValueError):  # NumPy's words for more than there is, and more than can be
+            raise OutOfMemoryError(f"could not reserve a KV cache of {n_ctx} positions; lower n_ctx") from None
 
-    def _ring_index(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Ring rows of positions [start, stop), all at or past S."""
-        j = np.arange(start, stop) - self._sinks
-        return j // TILE % self._hot_tiles * TILE + j % TILE
+    def _checked_kv(self, k: F32, v: F32, pos: int, what: str) -> None:
+        self._check.span(pos, self._check.rows((k, v), (np.float32, np.float32), self._check.head_dims, what), what)
 
     def write(self, layer: int, k: F32, v: F32, pos: int) -> None:
         """Store rows k, v (n, n_kv_heads, .) at positions pos ... in the hot type, rotated where the layer says so."""
-        stop = pos + len(k)
-        sink_at = slice(min(pos, self._sinks), min(stop, self._sinks))
-        ring_at = self._ring_index(max(pos, self._sinks), max(stop, self._sinks))
-        for side, x in zip(self._layers[layer], (k, v), strict=True):
-            side.write(sink_at, ring_at, x)
+        at = self._layers[self._check.layer(layer, "write")]
+        self._checked_kv(k, v, pos, "write")
+        rows = [hadamard(x) if side.rotate and len(x) else x for side, x in zip(at.sides, (k, v), strict=True)]
+        at.put_hot(pos, rows, "write")
 
     def quantize(self, layer: int, start: int, stop: int) -> None:
         """Write the cold form of whole tiles [start, stop) from their hot form."""
-        if stop <= start:
+        at = self._layers[self._check.layer(layer, "quantize")]
+        self._check.tiles(start, stop, "quantize")
+        at.need_hot(start, stop, "quantize")
+        if stop <= start or at.one_form:
             return
-        at = self._ring_index(start, stop)
-        for side in self._layers[layer]:
-            rows = encode(side.ring[at].astype(np.float32), side.cold, side.q4_scale)
-            side.cold_rows[start - self._sinks : stop - self._sinks] = rows
+        ring_at, cold_at = at.ring_index(start, stop), slice(start - self._sinks, stop - self._sinks)
+        at.cold[cold_at] = np.arange(start, stop) + 1
+        for side in at.sides:
+            side.cold_rows[cold_at] = encode(side.ring[ring_at].astype(np.float32), side.cold, side.q4_scale)
 
     def rehydrate(self, layer: int, start: int, stop: int) -> None:
         """Write the hot form of whole tiles [start, stop) from their cold form: exact no more, but readable as hot."""
-        at = self._ring_index(start, stop)
-        for side in self._layers[layer]:
-            rows = side.cold_rows[start - self._sinks : stop - self._sinks]
-            with np.errstate(over="ignore"):
-                side.ring[at] = decode(rows, side.cold, side.head_dim)
+        at = self._layers[self._check.layer(layer, "rehydrate")]
+        self._check.tiles(start, stop, "rehydrate")
+        if stop <= start:
+            return
+        at.check_ring(start, stop, "rehydrate")
+        at.need_cold(start, stop, "rehydrate")
+        if not at.one_form:
+            cold_at = slice(start - self._sinks, stop - self._sinks)
+            rows = [decode(side.cold_rows[cold_at], side.cold, side.head_dim) for side in at.sides]
+            at.put_hot(start, rows, "rehydrate")
 
     def attend(
         self, layer: int, q: F32, pos: int, hot_from: NDArray[np.int64], *, scale: float, softcap: float = 0.0,
@@ -125,12 +97,20 @@ class KVStore:
         Query i reads j < S and hot_from[i] <= j <= pos + i in the hot form, S <= j < hot_from[i] in the cold form, and
         with window > 0 only j > pos + i - window. max_bias adds ALiBi's slope * (j - position).
         """
-        key, value = self._layers[layer]
+        at = self._layers[self._check.layer(layer, "attend")]
+        self._check.queries(q, pos, hot_from, window, "attend")
+        key, value = at.sides
         n, n_heads, _ = q.shape
+        if n == 0:
+            return np.empty((0, n_heads, value.head_dim), np.float32)
         if key.rotate:
             q = hadamard(q)
         stop, s = pos + n, self._sinks
-        cold_stop, hot_start = int(hot_from.max()), max(s, int(hot_from.min()))
+        cold_stop, hot_start = min(stop, int(hot_from.max())), max(s, int(hot_from.min()))
+        first = max(0, pos - window + 1) if window else 0
+        at.need_hot(first, min(s, stop), "attend")
+        at.need_cold(max(first, s), cold_stop, "attend")
+        at.need_hot(max(first, hot_start), stop, "attend")
         segments = [(0, min(s, stop), None), (s, cold_stop, True), (hot_start, stop, False)]
         position = np.arange(pos, stop)[:, None]
         slopes = alibi_slopes(n_heads, max_bias)
@@ -151,53 +131,82 @@ class KVStore:
                 mask = np.where(hidden, -np.inf, j - position).astype(np.float32)
             elif hidden.any():
                 mask = np.where(hidden, -np.inf, 0).astype(np.float32)
-            k, v = (self._rows(side, start, end, cold) for side in (key, value))
+            k, v = (self._rows(at, side, start, end, cold) for side in (key, value))
             state = AttentionState(*attend_segment(q, k, v, mask, state.m, state.s, state.acc, scale, slopes, softcap))
         out = finalize(state)
         return hadamard(out) if value.rotate else out
 
-    def _rows(self, side: _Side, start: int, stop: int, cold: bool | None) -> QuantizedRows | NDArray[np.floating]:
+    def _rows(
+        self, at: Layer, side: Side, start: int, stop: int, cold: bool | None
+    ) -> QuantizedRows | NDArray[np.floating]:
         if cold is None:
             return side.sink_rows[start:stop]
         if cold:
             return QuantizedRows(side.cold_rows[start - self._sinks : stop - self._sinks], side.cold, side.head_dim)
-        return side.ring[self._ring_index(start, stop)]
+        return side.ring[at.ring_index(start, stop)]
 
     def step(
-        self, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: NDArray[np.int64], cold_from: int, cold_to: int,
-        *, scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
+        self, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: I64, cold_from: int, cold_to: int, *,
+        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
     ) -> F32:  # fmt: skip
         """write, quantize [cold_from, cold_to), attend: a layer's whole dealing with its cache in one call."""
+        self._check.layer(layer, "step")
+        self._checked_kv(k, v, pos, "step")
+        self._check.queries(q, pos, hot_from, window, "step")
+        self._check.tiles(cold_from, cold_to, "step")
+        require(len(q) == len(k), "step", "q and k differ in length")
         self.write(layer, k, v, pos)
         self.quantize(layer, cold_from, cold_to)
         return self.attend(layer, q, pos, hot_from, scale=scale, softcap=softcap, max_bias=max_bias, window=window)
 
-    def get_hot(self, layer: int, start: int, stop: int) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Copies of the hot form of positions [start, stop), all sinks or none: K and V (n, n_kv_heads, .)."""
-        k, v = self._layers[layer]
-        if start < self._sinks:
-            return k.sink_rows[start:stop].copy(), v.sink_rows[start:stop].copy()
-        at = self._ring_index(start, stop)
-        return k.ring[at], v.ring[at]
+    def _checked_range(self, start: int, stop: int, what: str) -> int:
+        """The end of a range to read, which may be empty and then come the wrong way round."""
+        stop = max(index(start), index(stop))
+        if start < stop:
+            self._check.span(start, 0, what)
+            self._check.span(stop, 0, what)
+        return stop
 
-    def set_hot(self, layer: int, start: int, k: NDArray[np.floating], v: NDArray[np.floating]) -> None:
+    def get_hot(self, layer: int, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Copies of the hot form of positions [start, stop): K and V (n, n_kv_heads, .)."""
+        at = self._layers[self._check.layer(layer, "get_hot")]
+        stop = self._checked_range(start, stop, "get_hot")
+        at.need_hot(start, stop, "get_hot")
+        sink_at, ring_at = at.hot_at(start, stop)
+        k, v = (np.concatenate([side.sink_rows[sink_at], side.ring[ring_at]]) for side in at.sides)
+        return k, v
+
+    def set_hot(self, layer: int, start: int, k: NDArray[Any], v: NDArray[Any]) -> None:
         """The inverse of get_hot: rows in the hot dtype, already rotated."""
-        for side, rows in zip(self._layers[layer], (k, v), strict=True):
-            if start < self._sinks:
-                side.sink_rows[start : start + len(rows)] = rows
-            else:
-                side.ring[self._ring_index(start, start + len(rows))] = rows
+        at = self._layers[self._check.layer(layer, "set_hot")]
+        key, value = at.sides
+        n = self._check.rows((k, v), (key.dtype, value.dtype), self._check.head_dims, "set_hot")
+        self._check.span(start, n, "set_hot")
+        at.put_hot(start, (k, v), "set_hot")
 
     def get_cold(self, layer: int, start: int, stop: int) -> tuple[U8, U8]:
         """Copies of the cold form of positions [start, stop): K and V bytes (n, n_kv_heads, row_bytes)."""
-        k, v = self._layers[layer]
-        at = slice(start - self._sinks, stop - self._sinks)
-        return k.cold_rows[at].copy(), v.cold_rows[at].copy()
+        at = self._layers[self._check.layer(layer, "get_cold")]
+        stop = self._checked_range(start, stop, "get_cold")
+        require(start == stop or start >= self._sinks, "get_cold", "sinks have no cold form")
+        at.need_cold(start, stop, "get_cold")
+        rows = slice(max(0, start - self._sinks), max(0, stop - self._sinks))
+        k, v = (side.cold_rows[rows].copy() for side in at.sides)
+        return k, v
 
     def set_cold(self, layer: int, start: int, k: U8, v: U8) -> None:
         """The inverse of get_cold."""
-        for side, rows in zip(self._layers[layer], (k, v), strict=True):
-            side.cold_rows[start - self._sinks : start - self._sinks + len(rows)] = rows
+        at = self._layers[self._check.layer(layer, "set_cold")]
+        key, value = at.sides
+        n = self._check.rows((k, v), (np.uint8, np.uint8), (key.width, value.width), "set_cold")
+        self._check.span(start, n, "set_cold")
+        require(n == 0 or start >= self._sinks, "set_cold", "sinks have no cold form")
+        if at.one_form:
+            return at.put_hot(start, [x.view(side.dtype) for x, side in zip((k, v), at.sides, strict=True)], "set_cold")
+        rows = slice(start - self._sinks, start - self._sinks + n)
+        at.cold[rows] = np.arange(start, start + n) + 1
+        for side, x in zip(at.sides, (k, v), strict=True):
+            side.cold_rows[rows] = x
 
     def copy(self) -> KVStore:
         """An independent twin with the same contents."""

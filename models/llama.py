@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mixkv.kernels import ops
+from mixkv.kernels.contract import NormFFN, NormQKV, Weight
 from mixkv.models.batch import F32, Batch, States
 from mixkv.models.config import ModelConfig
 from mixkv.models.weights import Weights
@@ -19,14 +19,17 @@ from mixkv.models.weights import Weights
 class Block:
     """One layer: `qkv` from the residual stream to heads, `wo` (and its bias) back, `ffn`."""
 
-    qkv: ops.NormQKV
-    wo: ops.Weight
+    qkv: NormQKV
+    wo: Weight
     bo: F32 | None
-    ffn: ops.NormFFN
+    ffn: NormFFN
 
 
 class Llama:
-    """Llama 1 to 3.x, Mistral, TinyLlama, SmolLM, Granite Code and whatever else is stored as architecture `llama`."""
+    """Llama 1 to 3.x, Mistral, TinyLlama, SmolLM, Granite Code and whatever else is stored as architecture `llama`.
+
+    `backend` is what it computes with, and what its cache must be made of.
+    """
 
     architecture: ClassVar[str] = "llama"
     models: ClassVar[str] = "Llama 1-3.x, Mistral, TinyLlama, SmolLM, Granite Code"
@@ -39,7 +42,7 @@ class Llama:
     """Of everything that changes logits or token ids (fingerprint.py); set by `load_model`."""
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        self.config = config
+        self.config, self.backend = config, weights.backend
         dim = config.n_embd
         self.embedding = weights.matrix("token_embd.weight", config.n_vocab, dim)
         weights.ignore("rope_freqs.weight")
@@ -48,7 +51,7 @@ class Llama:
         self.blocks = [self._block(weights, f"blk.{i}.") for i in range(config.n_layers)]
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", config.n_vocab, dim)
-        self.head = ops.Head(norm=weights.vector("output_norm.weight", dim), eps=config.rms_eps, w=output)
+        self.head = self.backend.Head(norm=weights.vector("output_norm.weight", dim), eps=config.rms_eps, w=output)
         weights.check_all_taken()
 
     def _block(self, weights: Weights, prefix: str) -> Block:
@@ -63,7 +66,7 @@ class Llama:
         def qk_norm(name: str) -> F32 | None:
             return weights.vector(f"{prefix}{name}.weight", c.head_dim_k) if self.has_qk_norm else None
 
-        qkv = ops.NormQKV(
+        qkv = self.backend.NormQKV(
             norm=weights.vector(prefix + "attn_norm.weight", dim),
             eps=c.rms_eps,
             wq=weights.matrix(prefix + "attn_q.weight", q_dim, dim),
@@ -86,7 +89,7 @@ class Llama:
             qkv=qkv,
             wo=weights.matrix(prefix + "attn_output.weight", dim, c.n_heads * c.head_dim_v),
             bo=bias("attn_output", dim),
-            ffn=ops.NormFFN(
+            ffn=self.backend.NormFFN(
                 norm=weights.vector(prefix + "ffn_norm.weight", dim),
                 eps=c.rms_eps,
                 gate=weights.matrix(prefix + "ffn_gate.weight", c.n_ff, dim),
@@ -105,12 +108,12 @@ class Llama:
         weights are data: they show in the logits, not as warnings.
         """
         with np.errstate(all="ignore"):
-            x = ops.embed(self.embedding, batch.ids)
+            x = self.backend.embed(self.embedding, batch.ids)
             for i, block in enumerate(self.blocks):
                 q, k, v = block.qkv(x, batch.positions)
                 h = states.attend(i, q, k, v).reshape(len(x), -1)
                 if i == len(self.blocks) - 1:
                     h, x = h[batch.rows], x[batch.rows]
                 if len(x):
-                    x = block.ffn(ops.linear(h, block.wo, block.bo, x))
+                    x = block.ffn(self.backend.linear(h, block.wo, block.bo, x))
             return self.head(x) if len(x) else np.empty((0, self.config.n_vocab), np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from mixkv.kernels import Backend
 from mixkv.models.batch import F32, Batch, States
 from mixkv.models.config import ModelConfig
 
@@ -12,6 +13,8 @@ class Model(Protocol):
     """A loaded model: weights packed, nothing more to read from its file."""
 
     config: ModelConfig
+    backend: Backend
+    """What it computes with, and what its caches must be made of."""
     fingerprint: str
     """Of everything that changes logits or token ids (fingerprint.py)."""
 

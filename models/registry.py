@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mixkv.kernels.contract import Backend
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.config import read_config
 from mixkv.models.fingerprint import fingerprint
@@ -25,10 +26,11 @@ def family_of(gguf: GGUFFile) -> type[Llama]:
 
 
 def load_model(
-    gguf: GGUFFile, *, exact: bool = False, dense: bool = False, progress: Callable[[int], None] | None = None
-) -> Llama:
-    """Build the model that the file holds. exact, dense: see Weights. Raises GGUFError."""
-    family, config, weights = family_of(gguf), read_config(gguf), Weights(gguf, exact, dense, progress)
+    gguf: GGUFFile, backend: Backend, *, exact: bool = False, dense: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Llama:  # fmt: skip
+    """Build the model that the file holds, to run on `backend`. exact, dense: see Weights. Raises GGUFError."""
+    family, config, weights = family_of(gguf), read_config(gguf), Weights(gguf, backend, exact, dense, progress)
     model = family(config, weights)
     model.fingerprint = fingerprint(config, gguf.metadata, weights.digests)
     return model

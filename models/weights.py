@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels import ops
+from mixkv.kernels.contract import Backend, Weight
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.fingerprint import tensor_digest
 from mixkv.models.gguf import GGUFFile
@@ -19,12 +19,13 @@ from mixkv.models.gguf import GGUFFile
 
 @dataclass
 class Weights:
-    """Access to a file's tensors. exact, dense: how matrices are packed (see the kernel contract).
+    """Access to a file's tensors, packed for `backend`. exact, dense: how (see the kernel contract).
 
     progress is called with the bytes that each tensor adds to what is loaded.
     """
 
     gguf: GGUFFile
+    backend: Backend
     exact: bool = False
     dense: bool = False
     progress: Callable[[int], None] | None = None
@@ -35,12 +36,12 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self.gguf.tensors
 
-    def matrix(self, name: str, rows: int, cols: int) -> ops.Weight:
+    def matrix(self, name: str, rows: int, cols: int) -> Weight:
         """The packed (rows, cols) matrix `name`; the file's pages of it are given back."""
         self._check(name, (rows, cols))
         info = self.gguf.tensors[name]
         raw = self.gguf.raw(name)
-        packed = ops.Weight.pack(raw, int(info.ggml_type), cols, exact=self.exact, dense=self.dense)
+        packed = self.backend.pack(raw, int(info.ggml_type), cols, exact=self.exact, dense=self.dense)
         self.digests[name] = tensor_digest(info, raw)
         self.gguf.release(name)
         return packed

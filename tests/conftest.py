@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 for library in ("OPENBLAS", "MKL", "OMP"):  # read when NumPy is imported, so before anything else
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+
+from mixkv.kernels import open_backend  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
@@ -33,30 +35,27 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.enviro
 
 
 try:
-    from mixkv.kernels import _native as native
+    from mixkv.kernels import _native
 except ImportError:  # built without native code: the tests that would ask for `isa` skip themselves
     ISAS = []
 else:
-    ISAS = native.supported_isas()
+    ISAS = _native.supported_isas()
 
 
 @pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this machine runs, in turn, with two threads."""
-    before, threads = native.isa(), native.threads()
-    native.set_isa(request.param)
-    native.set_threads(2)
-    yield request.param
-    native.set_threads(threads)
-    native.set_isa(before)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each instruction set that this machine runs, in turn: backends that the test opens, models load, use it."""
+    monkeypatch.setenv("MIXKV_ISA", request.param)
+    name: str = request.param
+    return name
 
 
 @pytest.fixture
-def poison() -> Iterator[None]:
-    """Scratch memory of the native attention full of NaN before each use."""
-    native.poison_scratch(True)
-    yield
-    native.poison_scratch(False)
+def backend(isa: str) -> Any:
+    """A native backend of two threads on each instruction set; attention finds its scratch memory full of NaN."""
+    opened: Any = open_backend(2, kind="native", isa=isa)
+    opened.poison_scratch(True)
+    return opened
 
 
 @pytest.fixture(scope="session")

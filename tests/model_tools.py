@@ -19,6 +19,7 @@ from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv import KVCache
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
+from mixkv.kernels import default_backend
 from mixkv.models.gguf import open_gguf
 from mixkv.models.llama import Llama
 from mixkv.models.registry import load_model
@@ -68,7 +69,7 @@ def random_llama(
 
 def load_exact(path: Path) -> Llama:
     """The model with float32 activations and weights ready, whatever the backend."""
-    return load_model(open_gguf(path), exact=True, dense=True)
+    return load_model(open_gguf(path), default_backend(), exact=True, dense=True)
 
 
 def sequence(
@@ -76,7 +77,7 @@ def sequence(
 ) -> Sequence:
     """An empty sequence; settings are those of KVCacheConfig. piece: the cache's, if not by n_batch."""
     plan = CachePlan.of(KVCacheConfig(**settings), model.config.n_layers)
-    cache = KVCache(model.config, plan, n_ctx=n_ctx, chunk=piece or n_batch)
+    cache = KVCache(model.config, plan, model.backend, n_ctx=n_ctx, chunk=piece or n_batch)
     return Sequence(Scheduler(model, n_batch=n_batch), cache)
 
 

@@ -9,10 +9,16 @@ import numpy as np
 from attention_oracle import slope_of
 from numpy.typing import NDArray
 
+from mixkv.kernels import open_backend
 from mixkv.kernels.formats import LayerFormat, decode
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+
+
+def native_backend(n_threads: int = 2, isa: str | None = None) -> Any:
+    """A native backend, whatever MIXKV_KERNELS asks for: with the methods that only tests call."""
+    return open_backend(n_threads, kind="native", isa=isa)
 
 
 def first_hot(pos: int, n: int, window: int, sinks: int) -> NDArray[np.int64]:
@@ -32,7 +38,8 @@ def hadamard_matrix(head_dim: int) -> F64:
 
 @dataclass
 class Run:
-    """One layer's worth of tokens, fed to a native store in any way; everything follows the mixed cache's policy."""
+    """One layer's worth of tokens, fed in any way to a store (store_class: a backend's KVStore); everything follows the
+    mixed cache's policy."""
 
     store_class: Any
     fmt: LayerFormat = field(default_factory=LayerFormat)
@@ -57,10 +64,14 @@ class Run:
         self.scale = self.head_dim**-0.5
 
     def store(self) -> Any:
-        return self.store_class(
-            [self.fmt], n_kv_heads=self.n_kv_heads, head_dim_k=self.head_dim, head_dim_v=self.head_dim_v,
-            n_ctx=self.n + 16, sink_tokens=self.sinks, hot_tiles=self.hot_tiles,
-        )  # fmt: skip
+        return self.store_class([self.fmt], **self.shape())
+
+    def shape(self) -> dict[str, int]:
+        """What a store of this run is made with."""
+        return {
+            "n_kv_heads": self.n_kv_heads, "head_dim_k": self.head_dim, "head_dim_v": self.head_dim_v,
+            "n_ctx": self.n + 16, "sink_tokens": self.sinks, "hot_tiles": self.hot_tiles,
+        }  # fmt: skip
 
     def feed(self, store: Any, pos: int, stop: int) -> F32:
         """Tokens [pos, stop) in one step, with what turns cold in it."""

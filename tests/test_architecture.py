@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib.util
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import mixkv
-from mixkv.kernels import errors, ops
+from mixkv.kernels import LayerFormat, contract, errors, open_backend
 from mixkv.models.registry import FAMILIES, supported_families
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,6 +30,7 @@ MAY_IMPORT = {
 }
 ROOMS = ["mixkv", *MAY_IMPORT]
 MAX_PYTHON, MAX_CPP = 300, 500
+BACKENDS = ["reference", *["native"] * (importlib.util.find_spec("mixkv.kernels._native") is not None)]
 
 pytestmark = pytest.mark.skipif(not (ROOT / "engine").is_dir(), reason="the source is not here")
 
@@ -127,15 +129,36 @@ def test_the_public_face_is_complete_and_only_re_exports() -> None:
     assert missing == [], "type checkers do not see these names"
 
 
-def test_the_backend_in_use_offers_the_contract() -> None:
-    """Both twins have the names of docs/architecture.md; models and engine call nothing else."""
+def test_both_backends_offer_the_contract() -> None:
+    """The page, the protocol and the twins have the same names; models and engine call nothing else."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    names = re.findall(r"^([A-Za-z_]\w*)(?:\.\w+)?\(", text.split("```python")[1].split("```")[0], re.M)
-    assert {"embed", "linear", "Weight", "NormQKV", "KVStore", "attend_segment"} <= set(names)
-    assert [name for name in names if not hasattr(ops, name)] == []
-    methods = re.findall(r"^([a-z]\w*)\(", text.split("```python")[2].split("```")[0], re.M)
-    assert {"step", "write", "quantize", "attend", "copy"} <= set(methods)
-    assert [name for name in methods if not hasattr(ops.KVStore, name)] == []
+    names = set(re.findall(r"^([A-Za-z_]\w*)\(", text.split("```python")[1].split("```")[0], re.M))
+    assert names == {name for name in vars(contract.Backend) if not name.startswith("_")} - {"name", "isa", "n_threads"}
+    methods = set(re.findall(r"^([a-z]\w*)\(", text.split("```python")[2].split("```")[0], re.M))
+    assert methods | {"set_hot", "set_cold"} == {m for m in vars(contract.KVStore) if not m.startswith("_")}
+    for kind in BACKENDS:
+        backend = open_backend(1, kind=kind)
+        store = backend.KVStore(
+            [LayerFormat()], n_kv_heads=1, head_dim_k=8, head_dim_v=8, n_ctx=16, sink_tokens=0, hot_tiles=1
+        )
+        assert [name for name in [*names, "name", "isa", "n_threads"] if not hasattr(backend, name)] == []
+        assert [name for name in [*methods, "set_hot", "set_cold"] if not hasattr(store, name)] == []
+
+
+def test_nobody_above_the_kernels_knows_a_backend() -> None:
+    """A backend is passed in. Who imports a twin, or asks for its name to decide by it, ties models to one of them."""
+    hidden = {f"mixkv.kernels.{m}" for m in ("_native", "native", "reference", "reference_attention", "store",
+                                             "store_checks", "store_layer")}  # fmt: skip
+    for path in sources("models", "engine", "configs", "cli", "benchmarks", "examples", "tools"):
+        for line, module, _ in imports(path):
+            assert module not in hidden, f"{path.relative_to(ROOT)}:{line} imports {module}"
+        if path.parts[-2] == "cli":
+            continue  # `inspect --cpu` reports the name
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                asked = any(".name" in (side := ast.unparse(x)) and "backend" in side for x in ast.walk(node)
+                            if isinstance(x, ast.Attribute))  # fmt: skip
+                assert not asked, f"{path.relative_to(ROOT)}:{node.lineno} asks which backend it has"
 
 
 def test_the_readme_lists_the_families_that_run() -> None:

@@ -12,10 +12,10 @@ import pytest
 import mixkv
 from mixkv.engine.kv import KVCache
 from mixkv.engine.llm import LLM
-from mixkv.kernels import ops
+from mixkv.kernels import default_backend
 from mixkv.kernels.state import F32
 
-pytestmark = pytest.mark.skipif(not hasattr(ops, "set_isa"), reason="the native kernels are not in use")
+pytestmark = pytest.mark.skipif(default_backend().name != "native", reason="the native kernels are not in use")
 
 N = 150
 CACHES = {
@@ -32,7 +32,7 @@ def run(cache: str, *, n_batch: int, n_threads: int = 2, piece: int = 0) -> tupl
     """A fresh demo model and its logits for a fixed random prompt of N tokens."""
     llm = mixkv.load(n_ctx=256, n_batch=n_batch, n_threads=n_threads, **CACHES[cache])
     if piece:
-        llm.sequence.cache = KVCache(llm.config, llm.cache.plan, n_ctx=256, chunk=piece)
+        llm.sequence.cache = KVCache(llm.config, llm.cache.plan, llm.backend, n_ctx=256, chunk=piece)
     return llm, llm.logits(np.random.default_rng(1).integers(3, llm.config.n_vocab, N))
 
 

@@ -21,7 +21,7 @@ from gguf_tools import write_gguf
 from model_tools import logits_of
 from tiny_models import FFN, QKV, Tiny
 
-from mixkv.kernels import ops
+from mixkv.kernels import default_backend
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf import open_gguf
 from mixkv.models.llama import Llama
@@ -97,10 +97,10 @@ NOT_YET = ("MLP biases", "bias of the head", "linear, no type")
 """Cases that are skipped as long as the code under test does not read the option; from then on they count."""
 
 
-@pytest.fixture(params=ISAS if ops.name == "native" else [ops.name])
+@pytest.fixture(params=ISAS if default_backend().name == "native" else [default_backend().name])
 def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set that this machine runs, or NumPy's twin where that is in use."""
-    if ops.name != "native":
+    if default_backend().name != "native":
         yield request.param
         return
     before = native.isa()

@@ -14,7 +14,7 @@ from gguf_tools import tiny_llama, write_gguf
 from tokenizer_vocabs import bpe_metadata
 
 from mixkv.engine.load import demo_model
-from mixkv.kernels import ops
+from mixkv.kernels import default_backend
 from mixkv.kernels.ggml import BLOCK_SIZES, WeightType, dequantize
 from mixkv.models.gguf_types import WEIGHT_TYPES, ValueType
 
@@ -22,7 +22,9 @@ NEVER = {"gguf", "yaml", "jinja2", "rich", "typer", "tomllib", "difflib"}
 """Packages that reading a model and generating from it must not wait for."""
 
 
-native_only = pytest.mark.skipif(ops.name != "native", reason="NumPy's kernels dequantize with the gguf package")
+native_only = pytest.mark.skipif(
+    default_backend().name != "native", reason="NumPy's kernels dequantize with the gguf package"
+)
 
 
 def test_value_types_are_those_of_the_format() -> None:

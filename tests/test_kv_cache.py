@@ -25,7 +25,7 @@ from model_tools import F32, load_exact, logits_of, random_ids, random_llama, se
 import mixkv
 from mixkv.engine.load import demo_model
 from mixkv.kernels.formats import decode, encode
-from mixkv.kernels.store import hadamard
+from mixkv.kernels.numeric import hadamard
 from mixkv.models.llama import Llama
 
 SAME, SAME_Q8 = 2e-3, 5e-2

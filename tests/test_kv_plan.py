@@ -28,7 +28,7 @@ from mixkv.engine.kv_plan import MOST_LOSS, plan_cache, plan_layers, score_loss
 from mixkv.engine.kv_sample import HeadSample, HeadStatistics, _row_norms
 from mixkv.engine.llm import LLM
 from mixkv.engine.load import demo_model
-from mixkv.kernels import LayerFormat
+from mixkv.kernels import LayerFormat, default_backend
 from mixkv.kernels.errors import ConfigError
 from mixkv.models.gguf import open_gguf
 
@@ -87,7 +87,7 @@ def loud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def layers_of(path: Path, config: KVCacheConfig = MIXED) -> tuple[LayerFormat, ...]:
     with open_gguf(path) as gguf:
-        return plan_cache(HeadStatistics(gguf), config).layers
+        return plan_cache(HeadStatistics(gguf, default_backend()), config).layers
 
 
 def logits(path: Path, ids: NDArray[np.int64], **cache: Any) -> F32:
@@ -110,9 +110,9 @@ def test_with_the_plan_kl_divergence_falls_tenfold(loud: Path) -> None:
 
 def test_only_the_layers_with_loud_biases_are_changed(loud: Path) -> None:
     with open_gguf(loud) as gguf:
-        plan = plan_layers(HeadStatistics(gguf), MIXED)
+        plan = plan_layers(HeadStatistics(gguf, default_backend()), MIXED)
         as_set = CachePlan.of(MIXED, N_LAYERS).layers
-        assert plan_cache(HeadStatistics(gguf), MIXED).layers == tuple(p.format for p in plan)
+        assert plan_cache(HeadStatistics(gguf, default_backend()), MIXED).layers == tuple(p.format for p in plan)
     for i, p in enumerate(plan):
         assert p.layer == i and p.changed == (i in LOUD) == (p.format != as_set[i])
         assert (p.format.type_v, p.format.rotate_v) == ("q4_0", True), "values stay as they are"
@@ -145,7 +145,7 @@ def test_settings_win_over_the_plan(loud: Path) -> None:
     ):  # fmt: skip
         assert layers_of(loud, config) == CachePlan.of(config, N_LAYERS).layers
         with open_gguf(loud) as gguf:
-            assert not any(p.changed or p.losses for p in plan_layers(HeadStatistics(gguf), config))
+            assert not any(p.changed or p.losses for p in plan_layers(HeadStatistics(gguf, default_backend()), config))
     with pytest.raises(ConfigError, match="kv_plan 'yes' must be one of auto, off"):
         KVCacheConfig(kv_plan="yes")
 
@@ -166,7 +166,7 @@ def unchanged(path: Path) -> None:
     for rotate in ("auto", "on", "off"):
         config = KVCacheConfig(mixed_kv_cache=True, rotate=rotate)
         with open_gguf(path) as gguf:
-            plan = plan_layers(HeadStatistics(gguf), config)
+            plan = plan_layers(HeadStatistics(gguf, default_backend()), config)
         assert [p.format for p in plan] == list(CachePlan.of(config, len(plan)).layers)
         assert all(list(p.losses) == ["q4_0" + " rotated" * (rotate != "off")] for p in plan), "predicted, and harmless"
 
@@ -187,7 +187,7 @@ def test_quantizing_that_saves_nothing_is_said(
 ) -> None:
     """2 KV heads, K and V: a block of 32 takes 18 or 34 bytes, however few of its numbers are in use."""
     with open_gguf(random_llama(tmp_path / "a.gguf", head_dim=head_dim)) as gguf:
-        for p in plan_layers(HeadStatistics(gguf), KVCacheConfig(**settings)):
+        for p in plan_layers(HeadStatistics(gguf, default_backend()), KVCacheConfig(**settings)):
             assert note in p.why and ("saves no memory" in p.why) == bool(note)
 
 
@@ -224,7 +224,7 @@ def test_the_prediction_holds_on_real_text(layer: LayerFormat) -> None:
     llm = mixkv.load(n_threads=1, dense=True)
     n, half = 192, len(PROSE) // 2
     with open_gguf(demo_model()) as gguf:
-        heads = HeadStatistics(gguf)
+        heads = HeadStatistics(gguf, default_backend())
         drawn = [heads.sample(i) for i in range(llm.config.n_layers)]
     for sample, (q, k), (_, other) in zip(drawn, heads_of(llm, PROSE, n), heads_of(llm, PROSE[half:], n), strict=True):
         assert sample is not None
@@ -244,10 +244,10 @@ def test_norms_from_some_columns_are_nearly_those_from_all(tmp_path: Path, kind:
     write_gguf(path, {"general.architecture": "llama"}, {"w": Packed((cols, rows), ggml_type, packed.tobytes())})
     with open_gguf(path) as gguf:
         some = np.array([5, 7, 90])
-        found = _row_norms(gguf, "w", (rows, cols), some, gain)
+        found = _row_norms(gguf, "w", (rows, cols), some, gain, default_backend())
         assert found is not None
         np.testing.assert_allclose(found, wanted[some], rtol=0.15)
-        assert _row_norms(gguf, "w", (rows, cols + 32), some, gain) is None
+        assert _row_norms(gguf, "w", (rows, cols + 32), some, gain, default_backend()) is None
 
 
 def test_only_slices_are_dequantized_and_it_is_quick(tmp_path: Path) -> None:
@@ -255,10 +255,10 @@ def test_only_slices_are_dequantized_and_it_is_quick(tmp_path: Path) -> None:
     path = random_llama(tmp_path / "wide.gguf", n_embd=2048, head_dim=64, n_heads=32, n_kv_heads=8, n_layers=1, n_ff=16)
     with open_gguf(path) as gguf:
         start = time.process_time()
-        plan_layers(HeadStatistics(gguf), MIXED)
+        plan_layers(HeadStatistics(gguf, default_backend()), MIXED)
         assert time.process_time() - start < 0.5
         tracemalloc.start()
-        plan_layers(HeadStatistics(gguf), MIXED)
+        plan_layers(HeadStatistics(gguf, default_backend()), MIXED)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 6 << 20
@@ -288,6 +288,6 @@ def test_weights_that_tell_nothing_change_nothing(tmp_path: Path, damage: Any) -
     damage(tensors)
     with open_gguf(write_gguf(tmp_path / "broken.gguf", metadata, tensors)) as gguf, warnings.catch_warnings():
         warnings.simplefilter("error")
-        plan = plan_layers(HeadStatistics(gguf), MIXED)
+        plan = plan_layers(HeadStatistics(gguf, default_backend()), MIXED)
     assert not any(p.changed for p in plan)
     assert plan[1].losses, "the other layer is planned as ever"

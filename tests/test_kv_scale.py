@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from prose import PROSE
 
 from mixkv.engine.evaluate import PerplexityRun, TextWindows, load_subject, parse_variants
-from mixkv.kernels import LayerFormat
+from mixkv.kernels import LayerFormat, open_backend
 from mixkv.kernels.errors import ConfigError
 from mixkv.kernels.formats import decode, encode
-from mixkv.kernels.store import KVStore
 
 F32 = NDArray[np.float32]
 SPECIAL = {
@@ -102,7 +101,7 @@ def shape(n: int, head_dim: int) -> dict[str, int]:
 def test_the_store_writes_cold_rows_by_its_layers_rule(head_dim: int, scale: str) -> None:
     k = np.random.default_rng(head_dim).standard_normal((32, 1, head_dim)).astype(np.float32)
     layers = [LayerFormat(hot_k="f32", hot_v="f32", q4_scale=scale)]
-    got_k, got_v = cold_rows(KVStore(layers, **shape(32, head_dim)), k)
+    got_k, got_v = cold_rows(open_backend(2, kind="reference").KVStore(layers, **shape(32, head_dim)), k)
     np.testing.assert_array_equal(got_k, encode(k, "q4_0", scale))
     np.testing.assert_array_equal(got_v, encode(k[..., ::-1], "q4_0", scale))
 
@@ -110,15 +109,15 @@ def test_the_store_writes_cold_rows_by_its_layers_rule(head_dim: int, scale: str
 @pytest.mark.parametrize("hot", ["f32", "f16"])
 @pytest.mark.parametrize("head_dim", [8, 32, 48, 64, 80, 128])
 def test_native_and_numpy_agree_to_the_bit(head_dim: int, hot: str) -> None:
-    native = pytest.importorskip("mixkv.kernels.native", reason="the native extension is not built here")
+    pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
     rng = np.random.default_rng(head_dim)
     k = rng.standard_normal((320, 1, head_dim)).astype(np.float32)
     k *= np.exp(4 * rng.standard_normal((320, 1, 1))).astype(np.float32)
     for i, block in enumerate(SPECIAL.values()):
         k[i, 0, : min(head_dim, 32)] = block[:head_dim]
     layers = [LayerFormat(hot_k=hot, hot_v=hot, q4_scale="unbiased")]
-    wanted = cold_rows(KVStore(layers, **shape(320, head_dim)), k)
-    got = cold_rows(native.KVStore(layers, **shape(320, head_dim)), k)
+    wanted = cold_rows(open_backend(2, kind="reference").KVStore(layers, **shape(320, head_dim)), k)
+    got = cold_rows(open_backend(2, kind="native").KVStore(layers, **shape(320, head_dim)), k)
     for rows, expected in zip(got, wanted, strict=True):
         np.testing.assert_array_equal(rows, expected)
 

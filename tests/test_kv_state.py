@@ -19,7 +19,7 @@ import mixkv
 from mixkv.engine.cache import PIECE
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
-from mixkv.kernels import LayerFormat, ops
+from mixkv.kernels import LayerFormat, default_backend
 from mixkv.models.llama import Llama
 
 MIXED: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 32, "sink_tokens": 16}
@@ -191,8 +191,9 @@ def test_an_exception_in_the_middle_of_a_step_changes_nothing(
 def test_the_store_reads_no_row_that_nobody_wrote() -> None:
     """Ring slots and cold rows outside the sequence hold NaN here; one stray read and the output shows it."""
     rng, n_ctx, sinks, tiles = np.random.default_rng(0), 96, 4, 4
-    store = ops.KVStore([LayerFormat()], n_kv_heads=2, head_dim_k=64, head_dim_v=64, n_ctx=n_ctx, sink_tokens=sinks,
-                        hot_tiles=tiles)  # fmt: skip
+    store = default_backend().KVStore(
+        [LayerFormat()], n_kv_heads=2, head_dim_k=64, head_dim_v=64, n_ctx=n_ctx, sink_tokens=sinks, hot_tiles=tiles
+    )
     poison = np.full((tiles * 16, 2, 64), np.nan, np.float16)
     store.set_hot(0, 0, poison[:sinks], poison[:sinks])
     store.set_hot(0, sinks, poison, poison)

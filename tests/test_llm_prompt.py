@@ -13,7 +13,7 @@ from cli_process import generate
 from gguf_tools import tiny_llama, write_gguf
 
 import mixkv
-from mixkv.kernels import ops
+from mixkv.kernels import available_cores
 
 
 def model(folder: Path, **changes: object) -> Path:
@@ -65,7 +65,7 @@ def test_a_context_beyond_the_training_is_warned_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n_threads", [None, 0, -1])
 def test_zero_and_minus_one_are_the_usable_cores(tmp_path: Path, n_threads: int | None) -> None:
-    assert mixkv.load(model(tmp_path), n_threads=n_threads).n_threads == ops.available_cores()
+    assert mixkv.load(model(tmp_path), n_threads=n_threads).n_threads == available_cores()
 
 
 def seen_by(*words: str) -> str:

@@ -16,7 +16,7 @@ from model_tools import random_llama
 import mixkv
 from mixkv.engine.load import PREFIX_REUSE
 from mixkv.engine.threads import Meanwhile
-from mixkv.kernels import ops
+from mixkv.kernels import available_cores
 
 GREEDY: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0}
 IDS = list(range(20, 120))
@@ -169,9 +169,9 @@ class TestLoad:
 
     def test_more_threads_than_cores_warns(self, path: Path) -> None:
         with pytest.warns(mixkv.MixkvWarning, match="usable cores"):
-            llm = mixkv.load(path, n_threads=ops.available_cores() + 1)
-        assert llm.n_threads == ops.available_cores() + 1
-        assert mixkv.load(path).n_threads == ops.available_cores()
+            llm = mixkv.load(path, n_threads=available_cores() + 1)
+        assert llm.n_threads == available_cores() + 1
+        assert mixkv.load(path).n_threads == available_cores()
 
     def test_stats_say_what_it_cost(self, small: mixkv.LLM) -> None:
         out = small.generate([7] * 40, max_tokens=5, ignore_eos=True)

@@ -23,7 +23,7 @@ from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv import KVCache
 from mixkv.engine.memory import FIXED_SCRATCH, MIB, MemoryPlan, available_memory, cache_bytes, plan_memory
 from mixkv.engine.sequence import Sequence
-from mixkv.kernels import ops
+from mixkv.kernels import default_backend
 from mixkv.kernels.errors import OutOfMemoryError
 from mixkv.models.config import read_config
 from mixkv.models.gguf import open_gguf
@@ -81,7 +81,7 @@ def test_work_space_is_what_a_forward_pass_takes(tmp_path: Path, name: str) -> N
     """Wide values, embeddings and many key heads were planned far too small, up to a tenth of what they take; wide
     feed-forwards twice too large. The fixed part is for what does not grow with rows: a quarter does natively."""
     tiny, options = CASES[name]
-    n = 2048 if ops.name == "native" else 512
+    n = 2048 if default_backend().name == "native" else 512
     path = tiny.write(tmp_path / "model.gguf")
     settings = {key: value for key, value in options.items() if key != "exact"}
     done = subprocess.run(
@@ -91,7 +91,7 @@ def test_work_space_is_what_a_forward_pass_takes(tmp_path: Path, name: str) -> N
     )  # fmt: skip
     taken, scratch = json.loads(done.stdout)
     for_rows = scratch - FIXED_SCRATCH
-    fixed, most = (FIXED_SCRATCH // 4, 1.5) if ops.name == "native" else (FIXED_SCRATCH, 2)
+    fixed, most = (FIXED_SCRATCH // 4, 1.5) if default_backend().name == "native" else (FIXED_SCRATCH, 2)
     assert taken - fixed <= for_rows <= most * taken
 
 
@@ -106,7 +106,7 @@ def test_weights_are_counted_as_they_are_held(tmp_path: Path, dense: bool) -> No
         numbers = sum(math.prod(shape) for shape in replace(BASE, n_embd=64, n_layers=1).shapes().values())
         stored = sum(info.n_bytes for info in gguf.tensors.values())
     assert stored < 1.1 * numbers
-    assert planned.weights == (4 * numbers if dense and ops.name == "reference" else stored)
+    assert planned.weights == (4 * numbers if dense and default_backend().name == "reference" else stored)
 
 
 @pytest.mark.parametrize(

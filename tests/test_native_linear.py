@@ -7,7 +7,7 @@ NMSE against unrounded activations stays far below 5e-4; on the rounded activati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ import pytest
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
+from native_tools import native_backend
 from numpy.typing import NDArray
 
-from mixkv.kernels import reference
+from mixkv.kernels import open_backend
 
-native: Any = pytest.importorskip("mixkv.kernels.native", reason="the native extension is not built here")
-raw_kernels: Any = pytest.importorskip("mixkv.kernels._native")
+native: Any = pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
+numpy: Any = open_backend(1, kind="reference")
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -30,12 +31,6 @@ QUANTS = [t for t in TYPES if t not in FLOATS]
 SCALE_BYTES = {  # where raw blocks keep FP16 scales, for the types that gguf cannot quantize to
     T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q4_K: (0, 2), T.Q5_K: (0, 2), T.Q6_K: (208,), T.IQ4_NL: (0,), T.IQ4_XS: (0,),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def default_threads() -> Iterator[None]:
-    yield
-    native.set_threads(native.available_cores())
 
 
 def random_raw(kind: T, rows: int, cols: int, rng: np.random.Generator) -> U8:
@@ -70,11 +65,11 @@ def nmse(got: F32, want: NDArray[np.float64]) -> float:
     return float(((got - want) ** 2).sum() / (want**2).sum())
 
 
-def poison_freed_arrays(shape: tuple[int, ...]) -> None:
+def poison_freed_arrays(backend: Any, shape: tuple[int, ...]) -> None:
     """Leaves NaN in the memory that the next results of this shape are written to, so that holes show."""
     size = int(np.prod(shape))
     ones, nans = np.ones((1, size), np.float32), np.full(size, np.nan, np.float32)
-    kept = [native.rms_norm(ones, nans, 1e-5) for _ in range(2)]
+    kept = [backend.rms_norm(ones, nans, 1e-5) for _ in range(2)]
     assert np.isnan(kept).all()
 
 
@@ -88,50 +83,50 @@ def shapes(kind: T) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda t: t.name)
 def test_packing_keeps_every_number(kind: T) -> None:
+    backend: Any = native_backend()
     rng = np.random.default_rng()
     for rows, cols in shapes(kind):
         raw = random_raw(kind, rows, cols, rng)
         raw.setflags(write=False)
-        w = native.Weight.pack(raw, int(kind), cols)
+        w = backend.pack(raw, int(kind), cols)
         assert (w.rows, w.cols, w.ggml_type) == (rows, cols, int(kind))
         ids = rng.permutation(rows).astype(np.int32)
-        np.testing.assert_array_equal(native.embed(w, ids), dense_of(raw, kind)[ids])
+        np.testing.assert_array_equal(backend.embed(w, ids), dense_of(raw, kind)[ids])
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda t: t.name)
-def test_linear(kind: T, isa: str) -> None:
+def test_linear(kind: T, backend: Any) -> None:
     """Against float64; with and without bias and residual; the same bits for every number of tokens and threads."""
     rng = np.random.default_rng()
     for rows, cols in shapes(kind):
         raw, x = random_raw(kind, rows, cols, rng), random_x(23, cols, rng)
-        w, dense = native.Weight.pack(raw, int(kind), cols), dense_of(raw, kind).astype(np.float64)
+        w, dense = backend.pack(raw, int(kind), cols), dense_of(raw, kind).astype(np.float64)
         want = x.astype(np.float64) @ dense.T
         bias, residual = rng.standard_normal(rows, np.float32), rng.standard_normal((23, rows), np.float32)
-        poison_freed_arrays((23, rows))
-        plain, full = native.linear(x, w), native.linear(x, w, bias, residual)
+        poison_freed_arrays(backend, (23, rows))
+        plain, full = backend.linear(x, w), backend.linear(x, w, bias, residual)
         assert nmse(plain, want) < 1e-10 if kind in FLOATS else nmse(plain[:20], want[:20]) < 5e-4
-        seen = x if kind in FLOATS else raw_kernels.debug_quantize(x)
+        seen = x if kind in FLOATS else backend.debug_quantize(x)
         np.testing.assert_allclose(plain, seen.astype(np.float64) @ dense.T, rtol=2e-5, atol=1e-5 * np.abs(want).max())
         np.testing.assert_allclose(full, plain + bias + residual, rtol=1e-5, atol=1e-4)
         for m in (*range(1, 10), 16, 17):
-            np.testing.assert_array_equal(native.linear(x[:m], w), plain[:m], err_msg=f"{m} tokens")
+            np.testing.assert_array_equal(backend.linear(x[:m], w), plain[:m], err_msg=f"{m} tokens")
         for threads in (1, 3, 8):
-            native.set_threads(threads)
-            np.testing.assert_array_equal(native.linear(x, w), plain, err_msg=f"{threads} threads")
-        native.set_threads(2)
+            other = native_backend(threads, isa=backend.isa)
+            np.testing.assert_array_equal(other.linear(x, w), plain, err_msg=f"{threads} threads")
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda t: t.name)
-def test_exact_mode(kind: T, isa: str) -> None:
+def test_exact_mode(kind: T, backend: Any) -> None:
     """float32 activations on the same packed weights."""
     rng = np.random.default_rng()
     for rows, cols in shapes(kind):
         raw, x = random_raw(kind, rows, cols, rng), random_x(9, cols, rng)
-        w = native.Weight.pack(raw, int(kind), cols, exact=True)
-        y = native.linear(x, w)
+        w = backend.pack(raw, int(kind), cols, exact=True)
+        y = backend.linear(x, w)
         assert nmse(y, x.astype(np.float64) @ dense_of(raw, kind).astype(np.float64).T) < 1e-10
         for m in (1, 2, 3):
-            np.testing.assert_array_equal(native.linear(x[:m], w), y[:m])
+            np.testing.assert_array_equal(backend.linear(x[:m], w), y[:m])
 
 
 @pytest.mark.parametrize("kind", QUANTS, ids=lambda t: t.name)
@@ -140,12 +135,11 @@ def test_integer_sums_are_the_same_everywhere(kind: T) -> None:
     rng = np.random.default_rng()
     rows, cols = 19, 512
     raw, x = random_raw(kind, rows, cols, rng), random_x(3, cols, rng)
-    w = native.Weight.pack(raw, int(kind), cols)
-    before, sums = native.isa(), {}
+    sums = {}
+    w = native_backend(2).pack(raw, int(kind), cols)
     for name in native.supported_isas():
-        native.set_isa(name)
-        sums[name] = raw_kernels.debug_idots(x, w)
-    native.set_isa(before)
+        backend: Any = native_backend(2, isa=name)
+        sums[name] = backend.debug_idots(x, w)
     first = next(iter(sums.values()))
     assert np.abs(first).max() > 1000
     for name, values in sums.items():
@@ -162,42 +156,40 @@ def test_integer_sums_are_the_same_everywhere(kind: T) -> None:
 
 
 @pytest.mark.parametrize("kind", [T.Q4_0, T.Q8_0, T.Q4_K, T.Q6_K, T.F16], ids=lambda t: t.name)
-def test_long_prompts_and_chunks(kind: T, isa: str) -> None:
+def test_long_prompts_and_chunks(kind: T, backend: Any) -> None:
     """512 tokens at once, in chunks of 1, 7 and 32, and one by one: the same bits. Enough columns to cut tokens."""
     rng = np.random.default_rng()
-    rows, cols, n = (48, 4096, 512) if isa in ("avx512", "amx") else (32, 1024, 100)
+    rows, cols, n = (48, 4096, 512) if backend.isa in ("avx512", "amx") else (32, 1024, 100)
     raw, x = random_raw(kind, rows, cols, rng), random_x(n, cols, rng)
-    w = native.Weight.pack(raw, int(kind), cols)
-    whole = native.linear(x, w)
+    w = backend.pack(raw, int(kind), cols)
+    whole = backend.linear(x, w)
     want = x.astype(np.float64) @ dense_of(raw, kind).astype(np.float64).T
     assert nmse(whole[:-3], want[:-3]) < (1e-9 if kind == T.F16 else 5e-4)
     for chunk in (1, 7, 32):
         last = min(n, 70 * chunk)
-        pieces = [native.linear(x[i : i + chunk], w) for i in range(0, last, chunk)]
+        pieces = [backend.linear(x[i : i + chunk], w) for i in range(0, last, chunk)]
         joined = np.concatenate(pieces)
         np.testing.assert_array_equal(joined, whole[: len(joined)], err_msg=f"chunks of {chunk}")
 
 
-def test_rms_norm(isa: str) -> None:
+def test_rms_norm(backend: Any) -> None:
     rng = np.random.default_rng()
     for n, dim in ((1, 1), (3, 63), (2, 64), (5, 257), (1, 2048)):
         x, gain = rng.standard_normal((n, dim), np.float32), rng.standard_normal(dim, np.float32)
-        np.testing.assert_allclose(
-            native.rms_norm(x, gain, 1e-5), reference.rms_norm(x, gain, 1e-5), rtol=2e-6, atol=1e-6
-        )
+        np.testing.assert_allclose(backend.rms_norm(x, gain, 1e-5), numpy.rms_norm(x, gain, 1e-5), rtol=2e-6, atol=1e-6)
 
 
 Pack = Callable[[T, int, int], tuple[Any, Any]]
 
 
 @pytest.fixture
-def pack() -> Pack:
+def pack(backend: Any) -> Pack:
     """Random weights for both backends: (native exact, reference)."""
     rng = np.random.default_rng()
 
     def make(kind: T, rows: int, cols: int) -> tuple[Any, Any]:
         raw = random_raw(kind, rows, cols, rng)
-        return native.Weight.pack(raw, int(kind), cols), reference.Weight.pack(raw, int(kind), cols)
+        return backend.pack(raw, int(kind), cols), numpy.pack(raw, int(kind), cols)
 
     return make
 
@@ -207,7 +199,7 @@ def pack() -> Pack:
     (64, 64, (T.Q4_0, T.Q4_0, T.Q4_0)), (8, 8, (T.F32, T.F32, T.F16)), (80, 40, (T.Q4_K, T.Q4_K, T.Q6_K)),
     (64, 64, (T.Q8_0, T.F16, T.Q5_1)), (128, 0, (T.Q8_0, T.Q8_0, T.Q8_0)),
 ])  # fmt: skip
-def test_norm_qkv(head_dim: int, rot: int, kinds: tuple[T, T, T], interleaved: bool, isa: str, pack: Pack) -> None:
+def test_norm_qkv(head_dim: int, rot: int, kinds: tuple[T, T, T], interleaved: bool, backend: Any, pack: Pack) -> None:
     """Against the NumPy twin, with biases and per-head norms; values may be wider than keys; one token = many."""
     rng = np.random.default_rng()
     dim, heads, kv = 256, 4, 2
@@ -220,38 +212,43 @@ def test_norm_qkv(head_dim: int, rot: int, kinds: tuple[T, T, T], interleaved: b
     }  # fmt: skip
     for name, size in (("bq", rows[0]), ("bk", rows[1]), ("bv", rows[2]), ("q_norm", head_dim), ("k_norm", head_dim)):
         common[name] = rng.standard_normal(size, np.float32)
-    fast = native.NormQKV(wq=pairs[0][0], wk=pairs[1][0], wv=pairs[2][0], **common)
-    slow = reference.NormQKV(wq=pairs[0][1], wk=pairs[1][1], wv=pairs[2][1], **common)
-    x, pos = rng.standard_normal((21, dim), np.float32), 3000
-    got, want = fast(x, pos), slow(x, pos)
+    fast = backend.NormQKV(wq=pairs[0][0], wk=pairs[1][0], wv=pairs[2][0], **common)
+    slow = numpy.NormQKV(wq=pairs[0][1], wk=pairs[1][1], wv=pairs[2][1], **common)
+    x, at = rng.standard_normal((21, dim), np.float32), rng.integers(0, 5000, 21)
+    got, want = fast(x, at), slow(x, at)
     for name, g, w in zip("qkv", got, want, strict=True):
         assert g.shape == w.shape
         assert nmse(g, w.astype(np.float64)) < 5e-4, name
     for m in (1, 2, 5):
-        for name, g, one in zip("qkv", got, fast(x[7 : 7 + m], pos + 7), strict=True):
+        for name, g, one in zip("qkv", got, fast(x[7 : 7 + m], at[7 : 7 + m]), strict=True):
             np.testing.assert_array_equal(one, g[7 : 7 + m], err_msg=f"{name}, {m} tokens")
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("kinds", [
     (T.Q4_0, T.Q4_0, T.Q4_0), (T.Q4_K, T.Q4_K, T.Q6_K), (T.Q8_0, T.F16, T.Q8_0), (T.F32, T.F32, T.F32),
     (T.Q4_0, T.Q4_0, T.F16),
 ], ids=lambda k: "-".join(t.name for t in k))  # fmt: skip
-def test_norm_ffn_and_head(kinds: tuple[T, T, T], isa: str, pack: Pack) -> None:
+def test_norm_ffn_and_head(kinds: tuple[T, T, T], biased: bool, backend: Any, pack: Pack) -> None:
+    """Against the NumPy twin, with and without biases; the same bits for any number of tokens and threads."""
     rng = np.random.default_rng()
     dim, hidden = (256, 768) if kinds[0] != T.F32 else (72, 172)
     gate, up, down = pack(kinds[0], hidden, dim), pack(kinds[1], hidden, dim), pack(kinds[2], dim, hidden)
     norm = rng.standard_normal(dim, np.float32)
     x = rng.standard_normal((35, dim), np.float32)
-    common = {"norm": norm, "eps": 1e-6}
-    fast = native.NormFFN(gate=gate[0], up=up[0], down=down[0], **common)
-    slow = reference.NormFFN(gate=gate[1], up=up[1], down=down[1], **common)
-    poison_freed_arrays(x.shape)
+    common: dict[str, Any] = {"norm": norm, "eps": 1e-6}
+    if biased:
+        sizes = {"gate_bias": hidden, "up_bias": hidden, "down_bias": dim}
+        common |= {name: rng.standard_normal(size, np.float32) for name, size in sizes.items()}
+    fast = backend.NormFFN(gate=gate[0], up=up[0], down=down[0], **common)
+    slow = numpy.NormFFN(gate=gate[1], up=up[1], down=down[1], **common)
+    poison_freed_arrays(backend, x.shape)
     got = fast(x)
     assert nmse(got, slow(x).astype(np.float64)) < (1e-11 if kinds[0] == T.F32 else 5e-4)
     for m in (1, 2, 9, 20):
         np.testing.assert_array_equal(fast(x[:m]), got[:m])
     for threads in (1, 3, 8):
-        native.set_threads(threads)
-        np.testing.assert_array_equal(fast(x), got)
-    logits = native.Head(w=gate[0], **common)(x)
-    assert nmse(logits, reference.Head(w=gate[1], **common)(x).astype(np.float64)) < 5e-4
+        other = native_backend(threads, isa=backend.isa).NormFFN(gate=gate[0], up=up[0], down=down[0], **common)
+        np.testing.assert_array_equal(other(x), got)
+    logits = backend.Head(w=gate[0], norm=norm, eps=1e-6)(x)
+    assert nmse(logits, numpy.Head(w=gate[1], norm=norm, eps=1e-6)(x).astype(np.float64)) < 5e-4

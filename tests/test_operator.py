@@ -15,7 +15,7 @@ from attention_oracle import exact_attention, nmse
 from numpy.typing import NDArray
 
 import mixkv
-from mixkv.kernels import ops
+from mixkv.kernels import open_backend
 
 F32 = NDArray[np.float32]
 ABSOLUTE = 1e-5
@@ -86,10 +86,8 @@ def test_case_3_threads_do_not_change_the_result() -> None:
     q, k, v = inputs(3, 1000, 12, 4, 64)
     results = []
     for n_threads in (1, 2, 3, 8):
-        ops.set_threads(n_threads)
-        state = mixkv.attend(q, (k, v))
+        state = mixkv.attend(q, (k, v), backend=open_backend(n_threads))
         results.append((state.m, state.s, state.acc))
-    ops.set_threads(1)
     for result in results[1:]:
         for a, b in zip(result, results[0], strict=True):
             np.testing.assert_array_equal(a, b)

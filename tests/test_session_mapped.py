@@ -24,7 +24,7 @@ import mixkv
 from mixkv.engine.evaluate import PerplexityRun, TextWindows, parse_variants
 from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.kv_sample import HeadStatistics
-from mixkv.kernels import ops
+from mixkv.kernels import default_backend
 from mixkv.models.gguf import open_gguf
 
 path, damage, mixed = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "mixed"
@@ -36,7 +36,7 @@ want = llm.logits(ids)
 variants = parse_variants("f16,mixed,mixed:hot=16,q4_0:rotate=off")
 with open_gguf(path) as gguf:
     planned = [plan_cache(HeadStatistics(gguf), v.config).within(64) for v in variants]
-if ops.name == "native" and Path("/proc/self/maps").exists():
+if default_backend().name == "native" and Path("/proc/self/maps").exists():
     assert path.name not in Path("/proc/self/maps").read_text(), "the file is still mapped"
 if damage == "cut":
     os.truncate(path, 0)
@@ -48,7 +48,7 @@ assert llm.weight_bytes > 0 and llm.gguf.str("general.name") == "tiny random lla
 assert llm.tokenizer.decode(llm.tokenize("the")).strip() == "the"
 assert [llm.new_sequence(v.config, 64).cache.plan for v in variants] == planned
 PerplexityRun(llm, TextWindows.of(text, llm.tokenizer, 32, most=1), variants, resume=path.with_name("state"))
-if ops.name == "native":
+if default_backend().name == "native":
     assert (llm.logits(ids) == want).all()
     llm.generate(ids, max_tokens=3)
 print("alive")

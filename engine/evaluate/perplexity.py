@@ -20,7 +20,6 @@ from mixkv.engine.evaluate.resume import Progress, ResumeFile, RunKey
 from mixkv.engine.evaluate.variants import BASE_VARIANT, Variant
 from mixkv.engine.evaluate.windows import Ids, TextWindows
 from mixkv.engine.llm import LLM
-from mixkv.kernels import ops
 from mixkv.kernels.errors import ConfigError
 
 MIN_CTX = 4
@@ -61,7 +60,7 @@ class PerplexityRun:
         self._measured = [BASE_VARIANT, *(v for v in self.variants if not v.is_base)]
         self._sequences = [llm.new_sequence(v.config, windows.n_ctx) for v in self._measured]
         key = RunKey(
-            model=llm.sequence.model.fingerprint, text=windows.digest, n_ctx=windows.n_ctx, kernels=ops.name,
+            model=llm.sequence.model.fingerprint, text=windows.digest, n_ctx=windows.n_ctx, kernels=llm.backend.name,
             caches=tuple(repr(v.config) for v in self._measured),
         )  # fmt: skip
         self._file = None if resume is None else ResumeFile(resume, key)

@@ -1,4 +1,7 @@
-// take_array_memory: see bind.h. A block starts with a line that holds its size; the array begins after it.
+// take_array_memory: see bind.h. A block starts with a line that holds its size; the array begins after it. fork() takes the
+// shelf's lock, or a child might find it held by a thread that it does not have.
+#include <pthread.h>
+
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -22,8 +25,13 @@ struct Shelf {
     size_t bytes = 0;
 };
 Shelf& shelf() {
-    static Shelf* s = new Shelf;  // never destroyed: arrays may outlive static objects
-    return *s;
+    static Shelf* const one = [] {
+        auto* s = new Shelf;  // never destroyed: arrays may outlive static objects
+        s->blocks.reserve(most_kept / smallest_kept + 1);  // giving back must not need memory
+        pthread_atfork([] { shelf().mutex.lock(); }, [] { shelf().mutex.unlock(); }, [] { shelf().mutex.unlock(); });
+        return s;
+    }();
+    return *one;
 }
 
 }  // namespace

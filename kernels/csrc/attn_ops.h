@@ -99,6 +99,5 @@ struct AttnOps {
 constexpr float log2_e = 1.44269504f, ln_2 = 0.693147181f;
 
 MIXKV_DECLARE_TABLES(AttnOps, attn_table)
-const AttnOps& attn_ops();
 
 }  // namespace mixkv

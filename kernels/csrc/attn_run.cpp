@@ -7,9 +7,7 @@
 #include <memory>
 #include <vector>
 
-#include "attn_ops.h"
 #include "errors.h"
-#include "pool.h"
 
 namespace mixkv {
 namespace {
@@ -17,32 +15,6 @@ namespace {
 constexpr int rows_per_block = 64;                // query rows that share the unpacking of a tile
 constexpr int64_t max_partial_bytes = 64 << 20;   // beyond this, decoding does not split over chunks
 constexpr float neg_inf = -std::numeric_limits<float>::infinity();
-
-std::atomic<bool> poison{false};
-
-// Scratch memory handed out piece by piece, 64-byte aligned.
-class Arena {
-public:
-    void reserve(size_t bytes) {
-        if (bytes > memory_.size()) memory_ = Buffer(bytes + bytes / 4);
-        if (poison) std::fill_n(memory_.as<float>(), memory_.size() / 4, std::nanf(""));
-        used_ = 0;
-    }
-    template <class T>
-    T* take(size_t count) {
-        T* p = reinterpret_cast<T*>(memory_.data() + used_);
-        used_ += (count * sizeof(T) + 63) / 64 * 64;
-        MIXKV_CHECK(used_ <= memory_.size());
-        return p;
-    }
-
-    size_t mark() const { return used_; }
-    void rewind(size_t mark) { used_ = mark; }  // give back what was taken since
-
-private:
-    Buffer memory_;
-    size_t used_ = 0;
-};
 
 struct QueryRange {  // queries [first, stop) with one KV head
     int64_t first, stop;
@@ -70,7 +42,7 @@ struct BlockScratch {
 
 class Attention {
 public:
-    explicit Attention(const AttnProblem& p);
+    Attention(Backend& on, const AttnProblem& p);
     void run();
 
 private:
@@ -102,9 +74,16 @@ private:
     size_t chunk_bytes(int n_rows) const;
     void load_state(const QueryRange& r, const StateRows& s) const;
     void store_result(const QueryRange& r, const StateRows& s) const;
-    void run_whole(const QueryRange& r) const;
+    void run_whole(const QueryRange& r, int thread) const;
     void run_split();
 
+    Arena& reserve(Arena& arena, size_t bytes) const {
+        arena.reserve(bytes, on_.attention.poison);
+        return arena;
+    }
+    Arena& arena_of(int thread, size_t bytes) const { return reserve(on_.attention.of_thread[size_t(thread)], bytes); }
+
+    Backend& on_;
     const AttnProblem& p_;
     const AttnOps& ops_;
     std::vector<QueryRange> ranges_;
@@ -112,9 +91,7 @@ private:
     int max_rows_ = 0;
 };
 
-thread_local Arena thread_arena, split_arena;
-
-Attention::Attention(const AttnProblem& p) : p_(p), ops_(attn_ops()) {
+Attention::Attention(Backend& on, const AttnProblem& p) : on_(on), p_(p), ops_(on.attn) {
     const int64_t per_range = std::max(1, rows_per_block / group());
     for (int h = 0; h < p.n_kv_heads; ++h)
         for (int64_t i = 0; i < p.n_queries;) {
@@ -356,10 +333,9 @@ void Attention::store_result(const QueryRange& r, const StateRows& s) const {
 }
 
 // Prefill: one task does all chunks of a range of queries.
-void Attention::run_whole(const QueryRange& r) const {
-    Arena& arena = thread_arena;
+void Attention::run_whole(const QueryRange& r, int thread) const {
     const int n = rows(r);
-    arena.reserve(query_bytes(n) + 2 * state_bytes(n) + chunk_bytes(n));
+    Arena& arena = arena_of(thread, query_bytes(n) + 2 * state_bytes(n) + chunk_bytes(n));
     const QueryRows q = take_queries(arena, n);
     const StateRows total = take_state(arena, n), part = take_state(arena, n);
     prepare(r, q);
@@ -376,9 +352,9 @@ void Attention::run_whole(const QueryRange& r) const {
 
 // Decoding: one task per chunk and range; whoever finishes a range's last chunk merges them all, in order.
 void Attention::run_split() {
-    Arena& shared = split_arena;  // of the thread that calls; tasks use their own
     const size_t n_ranges = ranges_.size(), n_chunks = chunks_.size();
-    shared.reserve(n_ranges * (query_bytes(max_rows_) + n_chunks * state_bytes(max_rows_)));
+    Arena& shared =
+        reserve(on_.attention.shared, n_ranges * (query_bytes(max_rows_) + n_chunks * state_bytes(max_rows_)));
     std::vector<QueryRows> queries;
     std::vector<StateRows> parts;
     for (const QueryRange& r : ranges_) {
@@ -387,14 +363,13 @@ void Attention::run_split() {
         for (size_t c = 0; c < n_chunks; ++c) parts.push_back(take_state(shared, rows(r)));
     }
     std::unique_ptr<std::atomic<size_t>[]> done(new std::atomic<size_t>[n_ranges]());
-    parallel_for(int(n_ranges * n_chunks), [&](int task, int) {
+    on_.parallel_for(int(n_ranges * n_chunks), [&](int task, int thread) {
         const size_t c = size_t(task) / n_ranges, range = size_t(task) % n_ranges;
         const QueryRange& r = ranges_[range];
-        Arena& arena = thread_arena;
-        arena.reserve(chunk_bytes(rows(r)) + state_bytes(rows(r)));
+        Arena& arena = arena_of(thread, chunk_bytes(rows(r)) + state_bytes(rows(r)));
         attend_chunk(r, queries[range], chunks_[c], arena, parts[range * n_chunks + c]);
         if (done[range].fetch_add(1, std::memory_order_acq_rel) + 1 < n_chunks) return;
-        arena.reserve(state_bytes(rows(r)));
+        reserve(arena, state_bytes(rows(r)));
         const StateRows total = take_state(arena, rows(r));
         load_state(r, total);
         for (size_t i = 0; i < n_chunks; ++i) ops_.merge(rows(r), p_.head_dim_v, total, parts[range * n_chunks + i]);
@@ -405,15 +380,15 @@ void Attention::run_split() {
 void Attention::run() {
     if (ranges_.empty()) return;
     const int64_t partial = int64_t(ranges_.size() * chunks_.size() * state_bytes(max_rows_));
-    if (int(ranges_.size()) < 4 * threads() && chunks_.size() > 1 && partial <= max_partial_bytes)
+    if (int(ranges_.size()) < 4 * on_.pool.n_threads() && chunks_.size() > 1 && partial <= max_partial_bytes)
         run_split();
     else
-        parallel_for(int(ranges_.size()), [&](int task, int) { run_whole(ranges_[size_t(task)]); });
+        on_.parallel_for(int(ranges_.size()),
+                         [&](int task, int thread) { run_whole(ranges_[size_t(task)], thread); });
 }
 
 }  // namespace
 
-void run_attention(const AttnProblem& problem) { Attention(problem).run(); }
-void set_poison(bool on) { poison = on; }
+void run_attention(Backend& on, const AttnProblem& problem) { Attention(on, problem).run(); }
 
 }  // namespace mixkv

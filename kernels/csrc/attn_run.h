@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "backend.h"
 #include "kv_store.h"
 
 namespace mixkv {
@@ -42,7 +43,7 @@ struct AttnProblem {
     float *m = nullptr, *s = nullptr, *acc = nullptr;   // the state to continue, in place
 };
 
-void run_attention(const AttnProblem& problem);
+void run_attention(Backend& on, const AttnProblem& problem);
 
 // The public operator's core (kernels/attention.py): m, s, acc after one more segment. Rows are bytes of the named
 // type, [n_keys][n_kv_heads][row_bytes]; problem has the queries, shapes, mask and state, n_keys included.
@@ -50,9 +51,6 @@ struct SegmentRows {
     CacheType type;
     const uint8_t* bytes;
 };
-void attend_segment(AttnProblem problem, const SegmentRows& k, const SegmentRows& v);
-
-// For tests: fill every scratch buffer with NaN before use.
-void set_poison(bool on);
+void attend_segment(Backend& on, AttnProblem problem, const SegmentRows& k, const SegmentRows& v);
 
 }  // namespace mixkv

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "attn_run.h"
-#include "pool.h"
 
 namespace mixkv {
 namespace {
@@ -11,11 +10,11 @@ namespace {
 constexpr int64_t piece_keys = 16 * chunk_keys;
 
 // Tiles of keys [start, stop), counted from 0 in the area; lanes past the end keep older rows and are never read.
-void lay_out(const TileArea& area, const AttnProblem& p, const SegmentRows& rows, Side side, int64_t start,
+void lay_out(Backend& on, const TileArea& area, const AttnProblem& p, const SegmentRows& rows, Side side, int64_t start,
              int64_t stop) {
     const int dim = side == side_k ? p.head_dim_k : p.head_dim_v;
     const size_t size = row_bytes(rows.type, dim);
-    parallel_for(int((stop - start + chunk_keys - 1) / chunk_keys) * p.n_kv_heads, [&](int task, int) {
+    on.parallel_for(int((stop - start + chunk_keys - 1) / chunk_keys) * p.n_kv_heads, [&](int task, int) {
         const int head = task % p.n_kv_heads;
         const int64_t first = int64_t(task / p.n_kv_heads) * chunk_keys;
         for (int64_t j = first; j < std::min(first + chunk_keys, stop - start); ++j)
@@ -26,7 +25,7 @@ void lay_out(const TileArea& area, const AttnProblem& p, const SegmentRows& rows
 
 }  // namespace
 
-void attend_segment(AttnProblem p, const SegmentRows& k, const SegmentRows& v) {
+void attend_segment(Backend& on, AttnProblem p, const SegmentRows& k, const SegmentRows& v) {
     const int64_t n_keys = p.n_keys;
     const float* mask = p.mask;
     const int64_t tiles = (std::min(n_keys, piece_keys) + tile_tokens - 1) / tile_tokens;
@@ -36,11 +35,11 @@ void attend_segment(AttnProblem p, const SegmentRows& k, const SegmentRows& v) {
     p.format.type_k = k.type, p.format.type_v = v.type;
     for (int64_t start = 0; start < n_keys; start += piece_keys) {
         const int64_t stop = std::min(start + piece_keys, n_keys);
-        lay_out(area, p, k, side_k, start, stop);
-        lay_out(area, p, v, side_v, start, stop);
+        lay_out(on, area, p, k, side_k, start, stop);
+        lay_out(on, area, p, v, side_v, start, stop);
         p.n_keys = stop - start;
         p.mask = mask ? mask + start : nullptr;
-        run_attention(p);
+        run_attention(on, p);
     }
 }
 

@@ -6,6 +6,9 @@
 #include <nanobind/ndarray.h>
 
 #include <cstdint>
+#include <memory>
+
+#include "backend.h"
 
 namespace mixkv {
 
@@ -32,7 +35,26 @@ nb::object new_array(T*& data, std::initializer_list<size_t> shape) {
     return nb::cast(nb::ndarray<nb::numpy, T>(data, shape, owner), nb::rv_policy::reference);
 }
 
-void bind_linear(nb::module_& m);
-void bind_kv(nb::module_& m);
+// A backend as Python holds it; what it makes shares it.
+struct PyBackend {
+    std::shared_ptr<Backend> shared;
+    Backend& operator*() const { return *shared; }
+};
+
+void warn_of_missing_threads(int n_missing, const Backend& on);
+
+// One call: Python's lock is let go before the backend's turn is waited for, and taken again after it is given back.
+template <class F>
+void on_turn(Backend& on, F&& f) {
+    {
+        nb::gil_scoped_release nogil;
+        Pool::Turn turn(on.pool);
+        f();
+    }
+    if (const int n = on.pool.take_missing()) warn_of_missing_threads(n, on);
+}
+
+void bind_linear(nb::module_& m, nb::class_<PyBackend>& backend);
+void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend);
 
 }  // namespace mixkv

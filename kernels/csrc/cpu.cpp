@@ -2,7 +2,6 @@
 // Arm: what the kernel says; its tier `neon` needs the dot product instructions, all else is part of Armv8.
 #include "cpu.h"
 
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -103,14 +102,6 @@ const Features& features() {
     return f;
 }
 
-std::atomic<int> chosen{-1};
-
-Isa best() {
-    for (int i = n_isas - 1; i > 0; --i)
-        if (isa_supported(Isa(i))) return Isa(i);
-    return Isa::base;
-}
-
 }  // namespace
 
 const char* isa_name(Isa isa) {
@@ -149,30 +140,19 @@ std::vector<std::string> supported_isas() {
     return out;
 }
 
-Isa current_isa() { return Isa(chosen.load(std::memory_order_relaxed)); }
-
-void set_isa(const std::string& name) {
+Isa find_isa(const std::string& name) {
     std::string can;
     for (const std::string& s : supported_isas()) {
         if (!can.empty()) can += ", ";
         can += s;
     }
-    for (int i = 0; i < n_isas; ++i) {
-        if (name != isa_name(Isa(i))) continue;
+    for (int i = n_isas - 1; i >= 0; --i) {
+        if (name.empty() ? !isa_supported(Isa(i)) : name != isa_name(Isa(i))) continue;
         if (!isa_supported(Isa(i)))
             throw ConfigError("MIXKV_ISA=" + name + " cannot run on this machine; it supports: " + can);
-        chosen.store(i, std::memory_order_relaxed);
-        return;
+        return Isa(i);
     }
     throw ConfigError("MIXKV_ISA=" + name + " is not an instruction set of this build; choose one of: " + can);
-}
-
-void init_isa() {
-    if (!isa_supported(Isa::base))
-        throw ConfigError("mixkv's native kernels need SSE4.2 and POPCNT (x86-64-v2), which this CPU lacks; set "
-                          "MIXKV_KERNELS=reference to use NumPy");
-    chosen.store(int(best()), std::memory_order_relaxed);
-    if (const char* want = std::getenv("MIXKV_ISA"); want && *want) set_isa(want);
 }
 
 std::vector<CpuFeature> cpu_features() {

@@ -1,5 +1,5 @@
-// Which instruction sets this machine can run, and which one is in use. Kernels ask current_isa() only through their
-// function tables (ops.h); everything here may be called from any thread.
+// Which instruction sets this machine can run, and how many of its cores; which one is used, each backend decides for
+// itself (backend.h). Everything here may be called from any thread.
 #pragma once
 
 #include <string>
@@ -27,9 +27,8 @@ constexpr int n_isas = int(Isa::count);
 const char* isa_name(Isa isa);
 bool isa_supported(Isa isa);           // by the CPU and by the operating system (XCR0, AMX permission, AT_HWCAP)
 std::vector<std::string> supported_isas();
-Isa current_isa();                     // the best one, or what MIXKV_ISA or set_isa says
-void set_isa(const std::string& name); // throws ConfigError for unknown or unsupported names
-void init_isa();                       // at import: reads MIXKV_ISA
+Isa find_isa(const std::string& name);  // "": the best one; throws ConfigError for names that are unknown or cannot run
+int available_cores();                  // physical cores that affinity and cgroup quota leave us
 
 struct CpuFeature {
     const char* name;

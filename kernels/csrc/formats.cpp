@@ -55,15 +55,6 @@ int format_of_ggml(int ggml_type) {
     return -1;
 }
 
-float half_to_float(uint16_t h) {
-    const uint32_t sign = uint32_t(h & 0x8000) << 16;
-    uint32_t bits = sign | uint32_t(h & 0x7fff) << 13;
-    if ((h & 0x7c00) == 0x7c00) bits |= 0x7f800000;
-    float f;
-    std::memcpy(&f, &bits, 4);
-    return (h & 0x7c00) == 0x7c00 ? f : f * 5.192296858534828e33f;  // 2^112: corrects the exponent, exactly
-}
-
 void raw_codes(Format f, const uint8_t* raw, int i, uint8_t codes[block_cols]) {
     switch (f) {
         case fmt_Q4_0:

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kv_format.h"  // half_to_float
 #include "packed.h"
 
 namespace mixkv {
@@ -23,7 +24,6 @@ void raw_codes(Format f, const uint8_t* raw, int i, uint8_t codes[block_cols]);
 // Writes the scales of row `r` (0..15) of one raw block into the scale unit at `unit`.
 void put_scales(Format f, const uint8_t* raw, int r, uint8_t* unit);
 
-float half_to_float(uint16_t h);
 // The scale and minimum of half `h` of block `i` in the unit, row r: the number is d * (code - zero) + m.
 void get_scales(Format f, const uint8_t* unit, int i, int h, int r, float* d, float* m);
 

@@ -10,23 +10,23 @@
     namespace avx512 { extern const Struct table; }   \
     namespace amx { extern const Struct table; }
 #define MIXKV_DEFINE_LOOKUP(Struct, table, lookup)                                              \
-    const Struct& lookup() {                                                                    \
+    const Struct& lookup(Isa isa) {                                                             \
         static const Struct* const all[] = {&base::table, &avx2::table, &avxvnni::table,        \
                                             &avx512::table, &amx::table};                       \
-        return *all[int(current_isa())];                                                        \
+        return *all[int(isa)];                                                                  \
     }
 #elif defined(__aarch64__)
 #define MIXKV_DECLARE_TABLES(Struct, table)           \
     namespace base { extern const Struct table; }     \
     namespace neon { extern const Struct table; }
 #define MIXKV_DEFINE_LOOKUP(Struct, table, lookup)                            \
-    const Struct& lookup() {                                                  \
+    const Struct& lookup(Isa isa) {                                                             \
         static const Struct* const all[] = {&base::table, &neon::table};      \
-        return *all[int(current_isa())];                                      \
+        return *all[int(isa)];                                                                  \
     }
 #else
 #define MIXKV_DECLARE_TABLES(Struct, table) \
     namespace base { extern const Struct table; }
 #define MIXKV_DEFINE_LOOKUP(Struct, table, lookup) \
-    const Struct& lookup() { return base::table; }
+    const Struct& lookup(Isa isa) { return base::table; }
 #endif

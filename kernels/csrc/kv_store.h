@@ -1,21 +1,24 @@
 // KVStore: where keys and values lie. The NumPy twin is kernels/store.py, the contract stands in docs/architecture.md.
 //
 // Per layer three areas of tiles (kv_format.h): sinks (hot form, positions j < S), a ring of recent tiles (hot form,
-// tile i in slot i % hot_tiles) and cold tiles for the whole context, reserved lazily. The store knows no policy: what
-// is quantized when, and who reads which form, arrives as numbers.
+// tile i in slot i % hot_tiles) and cold tiles for the whole context, reserved lazily. Where the ring has a slot for every
+// tile and both forms are written alike, there is one form: the ring is the cold area too. The store knows no policy: what
+// is quantized when, and who reads which form, arrives as numbers. It knows what it holds, and refuses to read the rest.
 #pragma once
 
 #include <cstdint>
-#include <mutex>
+#include <memory>
 #include <vector>
 
+#include "backend.h"
 #include "kv_format.h"
 #include "memory.h"
 
 namespace mixkv {
 
 // Tiles in the order that attention reads them: [chunk][KV head][block of 64 positions][4 K tiles][4 V tiles], so one
-// (chunk, head) is one stretch of memory. A chunk has 2^shift tiles: 32 in a long area, 4 in a short one.
+// (chunk, head) is one stretch of memory. A chunk has 2^shift tiles: 32 in a long area, 4 in a short one. Tile i lies in
+// slot i % n_tiles; `add` and `holds` know which tile a slot holds, and which of its 16 positions.
 class TileArea {
 public:
     TileArea() = default;
@@ -29,14 +32,22 @@ public:
                                                      : 4 * k_bytes_ + size_t(within & 3) * v_bytes_);
     }
     int64_t n_tiles() const { return n_tiles_; }
-    void touch(int64_t tiles) { used_ = used_ > tiles ? used_ : tiles; }  // tiles [0, tiles) may hold data from now on
+    void add(int64_t start, int64_t stop);          // positions [start, stop) of the area hold data from now on
+    bool holds(int64_t start, int64_t stop) const;  // whether all of them do
     TileArea copy() const;
 
 private:
-    int64_t n_tiles_ = 0, used_ = 0;
+    struct Slot {
+        int64_t tile_plus_1;  // 0: none
+        uint32_t positions;   // bit i: position i of the tile
+    };
+    Slot& slot(int64_t tile) const { return slots_.as<Slot>()[tile % n_tiles_]; }
+    bool whole(int64_t tile) const { return slot(tile).tile_plus_1 == tile + 1 && slot(tile).positions == 0xffff; }
+
+    int64_t n_tiles_ = 0, used_ = 0, whole_ = 0;  // slots [0, used_) hold data, tiles [0, whole_) are there in full
     int shift_ = 2, n_heads_ = 0;
     size_t blocks_ = 1, k_bytes_ = 0, v_bytes_ = 0;
-    Buffer memory_;
+    Buffer memory_, slots_;
 };
 
 struct LayerFormat {
@@ -45,11 +56,15 @@ struct LayerFormat {
     bool q4_unbiased = false;  // the rule for Q4_0's scales
     CacheType cold(Side side) const { return side == side_k ? type_k : type_v; }
     CacheType hot(Side side) const { return side == side_k ? hot_k : hot_v; }
+    bool one_form() const { return type_k == hot_k && type_v == hot_v; }
 };
 
 struct Layer {
     LayerFormat format;
+    bool one_form;  // what is hot is cold: `cold` has no tiles
     TileArea sinks, ring, cold;
+    const TileArea& cold_area() const { return one_form ? ring : cold; }
+    TileArea& cold_area() { return one_form ? ring : cold; }
 };
 
 struct AttendArgs {
@@ -57,13 +72,16 @@ struct AttendArgs {
     int64_t window;
 };
 
+// Every method but the constructor runs in the backend's turn. The binding has checked layers, shapes and the order of
+// positions; what depends on what is stored is checked here, and throws InputError.
 class KVStore {
 public:
     // Throws ConfigError for shapes that the kernels cannot serve, OutOfMemoryError where the system refuses.
-    KVStore(const std::vector<LayerFormat>& formats, int n_kv_heads, int head_dim_k, int head_dim_v, int64_t n_ctx,
-            int64_t sink_tokens, int64_t hot_tiles);
+    KVStore(std::shared_ptr<Backend> backend, const std::vector<LayerFormat>& formats, int64_t n_kv_heads,
+            int64_t head_dim_k, int64_t head_dim_v, int64_t n_ctx, int64_t sink_tokens, int64_t hot_tiles);
     KVStore(const KVStore& other);
 
+    Backend& backend() const { return *backend_; }
     int n_layers() const { return int(layers_.size()); }
     int n_kv_heads() const { return n_kv_heads_; }
     int head_dim(Side side) const { return side == side_k ? head_dim_k_ : head_dim_v_; }
@@ -83,19 +101,20 @@ public:
     void get_rows(int layer, bool cold, int64_t start, int64_t stop, uint8_t* k, uint8_t* v) const;
     void set_rows(int layer, bool cold, int64_t start, int64_t stop, const uint8_t* k, const uint8_t* v);
 
-    std::mutex& mutex() const { return mutex_; }
-
 private:
     uint8_t* hot_tile(const Layer& layer, Side side, int64_t position, int head, int& lane) const;
     uint8_t* cold_tile(const Layer& layer, Side side, int64_t position, int head, int& lane) const;
-    void touch_hot(Layer& layer, int64_t start, int64_t stop);
+    void add_hot(Layer& layer, int64_t start, int64_t stop) const;
+    void need_hot(const Layer& layer, int64_t start, int64_t stop, const char* what) const;
+    void need_cold(const Layer& layer, int64_t start, int64_t stop, const char* what) const;
+    void check_ring(int64_t start, int64_t stop, const char* what) const;
     void write_head(const Layer& layer, Side side, int head, const float* rows, int64_t n, int64_t pos);
     void convert(int layer, int64_t start, int64_t stop, bool to_cold);
 
+    std::shared_ptr<Backend> backend_;
     std::vector<Layer> layers_;
     int n_kv_heads_, head_dim_k_, head_dim_v_;
     int64_t n_ctx_, sinks_, hot_tiles_;
-    mutable std::mutex mutex_;  // one call at a time; taken by the binding after it let go of Python's lock
 };
 
 constexpr int max_head_dim = 1024;

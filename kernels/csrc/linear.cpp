@@ -9,11 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
-#include <mutex>
-
-#include "errors.h"
-#include "pool.h"
+#include <utility>
 
 namespace mixkv {
 namespace {
@@ -32,58 +28,46 @@ int group_chunk(const Weight& w, int n) {
     return n > 16 ? 2 : panel_groups * int(std::clamp<size_t>(weight_task_bytes / w.panel_bytes(), 1, 16));
 }
 
-void product_task(const Activations& a, const Weight& w, const Out& out, int g0, int g1, int t0, int t1,
+void product_task(const Ops& ops, const Activations& a, const Weight& w, const Out& out, int g0, int g1, int t0, int t1,
                   void* scratch) {
     const Packed& p = w.packed();
     if (w.float_activations())
-        ops().matmul_f[p.format](&p, a.x + t0 * a.ldx, a.ldx, g0, g1, t0, t1, &out);
+        ops.matmul_f[p.format](&p, a.x + t0 * a.ldx, a.ldx, g0, g1, t0, t1, &out);
     else
-        ops().matmul_q[p.format](&p, &a.codes, g0, g1, t0, t1, &out, scratch);
+        ops.matmul_q[p.format](&p, &a.codes, g0, g1, t0, t1, &out, scratch);
 }
 
-// Scratch for each thread of the pool, of the calling thread's own.
+// Scratch for each thread of the pool.
 struct ThreadScratch {
     uint8_t* base;
     size_t each;
     uint8_t* of(int thread) const { return base + size_t(thread) * each; }
 };
-ThreadScratch thread_scratch(size_t bytes) {
-    static thread_local Scratch memory;
+ThreadScratch thread_scratch(Backend& on, size_t bytes) {
     const size_t each = (bytes + 4095) / 4096 * 4096;
-    return {memory.get<uint8_t>(each * size_t(threads())), each};
-}
-
-struct Cosines {
-    std::vector<float> inv_freq;
-    double scale;
-    int64_t pos;
-    int n;
-    std::vector<float> cos, sin;  // (n, rot / 2)
-};
-
-// All layers of a step ask for the same angles: the last few tables are kept.
-std::shared_ptr<const Cosines> cosines(const std::vector<float>& inv_freq, double scale, int64_t pos, int n) {
-    static std::mutex mutex;
-    static std::shared_ptr<const Cosines> recent[4];
-    static int next = 0;
-    std::lock_guard lock(mutex);
-    for (const auto& c : recent)
-        if (c && c->pos == pos && c->n == n && c->scale == scale && c->inv_freq == inv_freq) return c;
-    auto c = std::make_shared<Cosines>(Cosines{inv_freq, scale, pos, n, {}, {}});
-    const size_t half = inv_freq.size();
-    c->cos.resize(size_t(n) * half);
-    c->sin.resize(size_t(n) * half);
-    for (int t = 0; t < n; ++t)
-        for (size_t i = 0; i < half; ++i) {
-            const double angle = double(pos + t) * double(inv_freq[i]);
-            c->cos[size_t(t) * half + i] = float(std::cos(angle) * scale);
-            c->sin[size_t(t) * half + i] = float(std::sin(angle) * scale);
-        }
-    recent[next++ % 4] = c;
-    return c;
+    return {on.of_threads.get<uint8_t>(each * size_t(on.pool.n_threads())), each};
 }
 
 }  // namespace
+
+const Cosines& CosineTables::of(const std::vector<float>& inv_freq, double scale, const int64_t* positions, int n) {
+    for (const Cosines& c : recent_)
+        if (int(c.positions.size()) == n && std::equal(positions, positions + n, c.positions.begin()) && c.scale == scale &&
+            c.inv_freq == inv_freq)
+            return c;
+    Cosines c{inv_freq, scale, {positions, positions + n}, {}, {}};
+    const size_t half = inv_freq.size();
+    c.cos.resize(size_t(n) * half);
+    c.sin.resize(size_t(n) * half);
+    for (int t = 0; t < n; ++t)
+        for (size_t i = 0; i < half; ++i) {
+            const double angle = double(positions[t]) * double(inv_freq[i]);
+            c.cos[size_t(t) * half + i] = float(std::cos(angle) * scale);
+            c.sin[size_t(t) * half + i] = float(std::sin(angle) * scale);
+        }
+    next_ = (next_ + 1) % kept;
+    return recent_[next_] = std::move(c);
+}
 
 QuantX ActivationMemory::quantx(int n, int cols) {
     QuantX x;
@@ -97,7 +81,7 @@ QuantX ActivationMemory::quantx(int n, int cols) {
     return x;
 }
 
-Activations prepare(const float* x, int n, int cols, const float* gain, float eps, bool quantized,
+Activations prepare(Backend& on, const float* x, int n, int cols, const float* gain, float eps, bool quantized,
                     ActivationMemory& mem) {
     Activations a;
     a.n = n;
@@ -110,16 +94,16 @@ Activations prepare(const float* x, int n, int cols, const float* gain, float ep
     if (quantized) a.codes = mem.quantx(n, cols);
     if (!gain && !quantized) return a;
     const int per_task = quantized ? a.codes.width : 16;
-    parallel_for(ceil_div(n, per_task), [&](int task, int) {
+    on.parallel_for(ceil_div(n, per_task), [&](int task, int) {
         const int t0 = task * per_task, t1 = std::min(n, t0 + per_task);
         const int64_t at = int64_t(t0) * cols;
-        if (gain) ops().rms_norm(x + at, gain, eps, t1 - t0, cols, normed + at);
-        if (quantized) ops().quantize(a.x + at, cols, &a.codes, t0, t1, 0, a.codes.blocks);
+        if (gain) on.linear.rms_norm(x + at, gain, eps, t1 - t0, cols, normed + at);
+        if (quantized) on.linear.quantize(a.x + at, cols, &a.codes, t0, t1, 0, a.codes.blocks);
     });
     return a;
 }
 
-void multiply(const Activations& a, const std::vector<Product>& products) {
+void multiply(Backend& on, const Activations& a, const std::vector<Product>& products) {
     struct Cut {
         int tokens, groups, group_tasks, first, count;
     };
@@ -135,8 +119,8 @@ void multiply(const Activations& a, const std::vector<Product>& products) {
         total += c.count;
         cuts.push_back(c);
     }
-    const ThreadScratch scratch = thread_scratch(matmul_scratch);
-    parallel_for(total, [&](int task, int thread) {
+    const ThreadScratch scratch = thread_scratch(on, matmul_scratch);
+    on.parallel_for(total, [&](int task, int thread) {
         size_t i = 0;
         while (task >= cuts[i].first + cuts[i].count) ++i;
         const Cut& c = cuts[i];
@@ -144,29 +128,29 @@ void multiply(const Activations& a, const std::vector<Product>& products) {
         const int chunk = (task - c.first) / c.group_tasks, g0 = (task - c.first) % c.group_tasks * c.groups;
         const int t0 = chunk * c.tokens;
         const int g1 = std::min(w.groups(), g0 + c.groups), t1 = std::min(a.n, t0 + c.tokens);
-        product_task(a, w, products[i].out, g0, g1, t0, t1, scratch.of(thread));
+        product_task(on.linear, a, w, products[i].out, g0, g1, t0, t1, scratch.of(thread));
     });
 }
 
-void QKV::run(const float* x, int n, int64_t pos, float* q_out, float* k_out, float* v_out) const {
-    static thread_local ActivationMemory mem;
+void QKV::run(Backend& on, const float* x, int n, const int64_t* positions, float* q_out, float* k_out,
+              float* v_out) const {
     const bool codes = !q->float_activations() || !k->float_activations() || !v->float_activations();
-    const Activations a = prepare(x, n, q->cols(), norm, eps, codes, mem);
-    multiply(a, {{q, {q_out, q->rows(), 0, bq, nullptr, 0}},
+    const Activations a = prepare(on, x, n, q->cols(), norm, eps, codes, on.activations);
+    multiply(on, a, {{q, {q_out, q->rows(), 0, bq, nullptr, 0}},
                  {k, {k_out, k->rows(), 0, bk, nullptr, 0}},
                  {v, {v_out, v->rows(), 0, bv, nullptr, 0}}});
-    const auto angles = cosines(inv_freq, rope_scale, pos, n);
+    const Cosines& angles = on.cosines.of(inv_freq, rope_scale, positions, n);
     const int half = int(inv_freq.size());
     auto finish = [&](float* heads, int count, const float* gain, int t) {
         if (gain)
             for (int h = 0; h < count; ++h)
-                ops().rms_norm(heads + h * head_dim, gain, eps, 1, head_dim, heads + h * head_dim);
+                on.linear.rms_norm(heads + h * head_dim, gain, eps, 1, head_dim, heads + h * head_dim);
         const size_t at = size_t(t) * size_t(half);
         for (int h = 0; half > 0 && h < count; ++h)
-            ops().rope(heads + h * head_dim, &angles->cos[at], &angles->sin[at], half, interleaved);
+            on.linear.rope(heads + h * head_dim, &angles.cos[at], &angles.sin[at], half, interleaved);
     };
     constexpr int per_task = 16;
-    parallel_for(ceil_div(n, per_task), [&](int task, int) {
+    on.parallel_for(ceil_div(n, per_task), [&](int task, int) {
         for (int t = task * per_task; t < std::min(n, (task + 1) * per_task); ++t) {
             finish(q_out + int64_t(t) * q->rows(), n_heads, q_norm, t);
             finish(k_out + int64_t(t) * k->rows(), n_kv_heads, k_norm, t);
@@ -176,10 +160,9 @@ void QKV::run(const float* x, int n, int64_t pos, float* q_out, float* k_out, fl
 
 // Gate and up of the same 32 columns are made by one task, which also applies the gate and rounds the result: what
 // `down` reads is written once, as codes.
-void FFN::run(const float* x, int n, float* out) const {
-    static thread_local ActivationMemory mem, hidden_mem;
+void FFN::run(Backend& on, const float* x, int n, float* out) const {
     const bool codes = !gate->float_activations() || !up->float_activations();
-    const Activations a = prepare(x, n, gate->cols(), norm, eps, codes, mem);
+    const Activations a = prepare(on, x, n, gate->cols(), norm, eps, codes, on.activations);
 
     const int width = gate->rows(), groups = group_chunk(*gate, n);
     const int cols = groups * group_rows, tokens = std::min(token_chunk(*gate, n), token_chunk(*up, n));
@@ -190,30 +173,30 @@ void FFN::run(const float* x, int n, float* out) const {
     h.ldx = width;
     float* dense = nullptr;
     if (h.quantized)
-        h.codes = hidden_mem.quantx(n, width);
+        h.codes = on.hidden.quantx(n, width);
     else
-        h.x = dense = hidden_mem.norm.get<float>(size_t(n) * size_t(width));
+        h.x = dense = on.hidden.norm.get<float>(size_t(n) * size_t(width));
 
     const size_t half = size_t(tokens) * size_t(cols);
-    const ThreadScratch scratch = thread_scratch(matmul_scratch + 2 * half * sizeof(float));
+    const ThreadScratch scratch = thread_scratch(on, matmul_scratch + 2 * half * sizeof(float));
     const int group_tasks = ceil_div(gate->groups(), groups);
-    parallel_for(group_tasks * ceil_div(n, tokens), [&](int task, int thread) {
+    on.parallel_for(group_tasks * ceil_div(n, tokens), [&](int task, int thread) {
         const int t0 = task / group_tasks * tokens, t1 = std::min(n, t0 + tokens);
         const int g0 = task % group_tasks * groups, g1 = std::min(gate->groups(), g0 + groups);
         const int c0 = g0 * group_rows, c1 = std::min(width, g1 * group_rows);
         uint8_t* mine = scratch.of(thread);
         float *g = reinterpret_cast<float*>(mine + matmul_scratch), *u = g + half;
-        product_task(a, *gate, {g - int64_t(t0) * cols, cols, c0, gate_bias, nullptr, 0}, g0, g1, t0, t1, mine);
-        product_task(a, *up, {u - int64_t(t0) * cols, cols, c0, up_bias, nullptr, 0}, g0, g1, t0, t1, mine);
-        for (int t = 0; t < t1 - t0; ++t) ops().silu_mul(g + int64_t(t) * cols, u + int64_t(t) * cols, c1 - c0);
+        product_task(on.linear, a, *gate, {g - int64_t(t0) * cols, cols, c0, gate_bias, nullptr, 0}, g0, g1, t0, t1, mine);
+        product_task(on.linear, a, *up, {u - int64_t(t0) * cols, cols, c0, up_bias, nullptr, 0}, g0, g1, t0, t1, mine);
+        for (int t = 0; t < t1 - t0; ++t) on.linear.silu_mul(g + int64_t(t) * cols, u + int64_t(t) * cols, c1 - c0);
         if (h.quantized) {
-            ops().quantize(g, cols, &h.codes, t0, t1, c0 / block_cols, c1 / block_cols);
+            on.linear.quantize(g, cols, &h.codes, t0, t1, c0 / block_cols, c1 / block_cols);
         } else {
             for (int t = t0; t < t1; ++t)
                 std::memcpy(dense + int64_t(t) * width + c0, g + int64_t(t - t0) * cols, size_t(c1 - c0) * 4);
         }
     });
-    multiply(h, {{down, {out, down->rows(), 0, down_bias, x, a.cols}}});
+    multiply(on, h, {{down, {out, down->rows(), 0, down_bias, x, a.cols}}});
 }
 
 }  // namespace mixkv

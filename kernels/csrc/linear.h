@@ -1,5 +1,5 @@
 // Products of activations and packed weights on the pool, and the fused pieces of a layer that are made of them.
-// Everything here takes plain pointers; linear_bind.cpp checks shapes and makes arrays.
+// Everything here takes plain pointers and runs in the turn of the backend it is given; linear_bind.cpp checks shapes and makes arrays.
 //
 // Work is cut into fixed tasks (a few groups of rows x a chunk of tokens); see linear.cpp for the sizes.
 #pragma once
@@ -7,24 +7,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "memory.h"
-#include "ops.h"
+#include "backend.h"
 #include "weight.h"
 
 namespace mixkv {
-
-// Grows and never shrinks; contents are lost when it grows.
-class Scratch {
-public:
-    template <class T>
-    T* get(size_t n) {
-        if (n * sizeof(T) > buffer_.size()) buffer_ = Buffer(n * sizeof(T));
-        return buffer_.as<T>();
-    }
-
-private:
-    Buffer buffer_;
-};
 
 // Rows of activations in the forms that the weights want.
 struct Activations {
@@ -35,14 +21,8 @@ struct Activations {
     int n = 0, cols = 0;
 };
 
-// The memory behind one Activations; one set for each calling thread, reused by its next call.
-struct ActivationMemory {
-    Scratch norm, q, d, sum;
-    QuantX quantx(int n, int cols);
-};
-
 // (n, cols) rows at x, RMS-normalised first where gain is given, as float and, if asked, as codes.
-Activations prepare(const float* x, int n, int cols, const float* gain, float eps, bool quantized,
+Activations prepare(Backend& on, const float* x, int n, int cols, const float* gain, float eps, bool quantized,
                     ActivationMemory& mem);
 
 struct Product {
@@ -50,7 +30,7 @@ struct Product {
     Out out;
 };
 // All products of the same activations in one parallel region.
-void multiply(const Activations& a, const std::vector<Product>& products);
+void multiply(Backend& on, const Activations& a, const std::vector<Product>& products);
 
 struct QKV {
     const Weight *q, *k, *v;
@@ -60,16 +40,15 @@ struct QKV {
     bool interleaved;
     double rope_scale;
     int n_heads, n_kv_heads, head_dim;
-    // x (n, dim) at positions pos ...; q (n, n_heads head_dim), k, v (n, n_kv_heads .)
-    void run(const float* x, int n, int64_t pos, float* q_out, float* k_out, float* v_out) const;
+    // x (n, dim) at positions (n); q (n, n_heads head_dim), k, v (n, n_kv_heads .)
+    void run(Backend& on, const float* x, int n, const int64_t* positions, float* q_out, float* k_out, float* v_out) const;
 };
 
 struct FFN {
     const Weight *gate, *up, *down;
-    const float* norm;
-    const float *gate_bias, *up_bias, *down_bias;  // null: none
+    const float *norm, *gate_bias, *up_bias, *down_bias;  // all but norm may be null
     float eps;
-    void run(const float* x, int n, float* out) const;  // out = x + down(silu(gate h) * up h)
+    void run(Backend& on, const float* x, int n, float* out) const;  // out = x + down(silu(gate h) * up h)
 };
 
 }  // namespace mixkv

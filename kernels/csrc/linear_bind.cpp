@@ -3,11 +3,12 @@
 #include "errors.h"
 #include "formats.h"
 #include "linear.h"
-#include "pool.h"
 
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/unique_ptr.h>
 
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -41,13 +42,16 @@ const float* vector_of(const std::optional<In1>& v, int size, const char* what) 
 
 // `dense` is for the NumPy twin, which then dequantizes once instead of at every use; packed weights need no such
 // thing.
-Weight* pack(Raw raw, int ggml_type, int cols, bool exact, bool /*dense*/) {
+std::unique_ptr<Weight> pack(PyBackend& on, Raw raw, int ggml_type, int cols, bool exact, bool /*dense*/) {
     exact = exact || exact_by_default();
-    nb::gil_scoped_release nogil;
-    return new Weight(raw.data(), raw.shape(1), int(raw.shape(0)), cols, ggml_type, exact);
+    std::unique_ptr<Weight> w;
+    on_turn(*on, [&] {
+        w = std::make_unique<Weight>(*on, raw.data(), raw.shape(1), int(raw.shape(0)), cols, ggml_type, exact);
+    });
+    return w;
 }
 
-nb::object embed(const Weight& w, Ids ids) {
+nb::object embed(PyBackend& on, const Weight& w, Ids ids) {
     float* y;
     const int n = int(ids.shape(0));
     nb::object out = new_array(y, {size_t(n), size_t(w.cols())});
@@ -55,92 +59,100 @@ nb::object embed(const Weight& w, Ids ids) {
         if (ids.data()[i] < 0 || ids.data()[i] >= w.rows())
             throw InputError("token id " + std::to_string(ids.data()[i]) + " is outside the vocabulary of " +
                              std::to_string(w.rows()));
-    nb::gil_scoped_release nogil;
     constexpr int per_task = 16;
-    parallel_for((n + per_task - 1) / per_task, [&](int task, int) {
-        for (int i = task * per_task; i < std::min(n, (task + 1) * per_task); ++i)
-            w.read_row(ids.data()[i], y + int64_t(i) * w.cols());
+    on_turn(*on, [&] {
+        (*on).parallel_for((n + per_task - 1) / per_task, [&](int task, int) {
+            for (int i = task * per_task; i < std::min(n, (task + 1) * per_task); ++i)
+                w.read_row(ids.data()[i], y + int64_t(i) * w.cols());
+        });
     });
     return out;
 }
 
-nb::object rms_norm(In2 x, In1 gain, float eps) {
+nb::object rms_norm(PyBackend& on, In2 x, In1 gain, float eps) {
     need_cols(x, int(gain.shape(0)), "x");
     float* y;
     nb::object out = new_array(y, {x.shape(0), x.shape(1)});
-    nb::gil_scoped_release nogil;
-    ops().rms_norm(x.data(), gain.data(), eps, int(x.shape(0)), int(x.shape(1)), y);
+    nb::gil_scoped_release nogil;  // one row after the other, without memory of the backend's: no turn is needed
+    (*on).linear.rms_norm(x.data(), gain.data(), eps, int(x.shape(0)), int(x.shape(1)), y);
     return out;
 }
 
-nb::object product(In2 x, const Weight& w, const float* gain, float eps, const float* bias, const float* residual) {
+nb::object product(Backend& on, In2 x, const Weight& w, const float* gain, float eps, const float* bias, const float* residual) {
     need_cols(x, w.cols(), "x");
     const int n = int(x.shape(0));
     float* y;
     nb::object out = new_array(y, {size_t(n), size_t(w.rows())});
-    nb::gil_scoped_release nogil;
-    static thread_local ActivationMemory mem;
-    const Activations a = prepare(x.data(), n, w.cols(), gain, eps, !w.float_activations(), mem);
-    multiply(a, {{&w, {y, w.rows(), 0, bias, residual, w.rows()}}});
+    on_turn(on, [&] {
+        const Activations a =
+            prepare(on, x.data(), n, w.cols(), gain, eps, !w.float_activations(), on.activations);
+        multiply(on, a, {{&w, {y, w.rows(), 0, bias, residual, w.rows()}}});
+    });
     return out;
 }
 
-nb::object linear(In2 x, const Weight& w, std::optional<In1> bias, std::optional<In2> residual) {
+nb::object linear(PyBackend& on, In2 x, const Weight& w, std::optional<In1> bias, std::optional<In2> residual) {
     if (residual) {
         need_cols(*residual, w.rows(), "residual");
         need(residual->shape(0) == x.shape(0), "residual", (long long)residual->shape(0), (long long)x.shape(0));
     }
-    return product(x, w, nullptr, 0, vector_of(bias, w.rows(), "bias"), residual ? residual->data() : nullptr);
+    return product(*on, x, w, nullptr, 0, vector_of(bias, w.rows(), "bias"), residual ? residual->data() : nullptr);
 }
 
-// The fused objects keep the Python objects whose memory they point to.
+// The fused objects keep their backend, and the Python objects whose memory they point to.
 struct PyHead {
+    std::shared_ptr<Backend> on;
     nb::object w, norm;
     const Weight* weight;
     const float* gain;
     float eps;
-    nb::object call(In2 x) { return product(x, *weight, gain, eps, nullptr, nullptr); }
+    nb::object call(In2 x) { return product(*on, x, *weight, gain, eps, nullptr, nullptr); }
 };
 
 struct PyFFN {
+    std::shared_ptr<Backend> on;
     nb::object keep;
     FFN ffn;
     nb::object call(In2 x) {
         need_cols(x, ffn.gate->cols(), "x");
         float* y;
         nb::object out = new_array(y, {x.shape(0), x.shape(1)});
-        nb::gil_scoped_release nogil;
-        ffn.run(x.data(), int(x.shape(0)), y);
+        on_turn(*on, [&] { ffn.run(*on, x.data(), int(x.shape(0)), y); });
         return out;
     }
 };
 
 struct PyQKV {
+    std::shared_ptr<Backend> on;
     nb::object keep;
     QKV qkv;
-    nb::object call(In2 x, int64_t pos) {
+    nb::object call(In2 x, Array<const int64_t, -1> positions) {
         need_cols(x, qkv.q->cols(), "x");
+        if (positions.shape(0) != x.shape(0))
+            throw InputError("NormQKV: " + std::to_string(positions.shape(0)) + " positions for " +
+                             std::to_string(x.shape(0)) + " rows");
         const size_t n = x.shape(0), heads = size_t(qkv.n_heads), kv = size_t(qkv.n_kv_heads);
         float *q, *k, *v;
         nb::object qo = new_array(q, {n, heads, size_t(qkv.head_dim)});
         nb::object ko = new_array(k, {n, kv, size_t(qkv.head_dim)});
         nb::object vo = new_array(v, {n, kv, size_t(qkv.v->rows()) / kv});
-        {
-            nb::gil_scoped_release nogil;
-            qkv.run(x.data(), int(n), pos, q, k, v);
-        }
+        on_turn(*on, [&] { qkv.run(*on, x.data(), int(n), positions.data(), q, k, v); });
         return nb::make_tuple(qo, ko, vo);
     }
 };
 
-void make_head(PyHead* self, nb::object norm, float eps, nb::object w) {
-    const Weight& weight = nb::cast<const Weight&>(w);
-    const float* gain = vector_of(nb::cast<In1>(norm, false), weight.cols(), "norm");
-    new (self) PyHead{w, norm, &weight, gain, eps};
+const float* optional_vector(nb::handle v, int size, const char* what) {
+    return v.is_none() ? nullptr : vector_of(nb::cast<In1>(v, false), size, what);
 }
 
-void make_ffn(PyFFN* self, nb::object norm, float eps, nb::object gate, nb::object up, nb::object down,
-              nb::object gate_bias, nb::object up_bias, nb::object down_bias) {
+PyHead make_head(PyBackend& on, nb::object norm, float eps, nb::object w) {
+    const Weight& weight = nb::cast<const Weight&>(w);
+    const float* gain = vector_of(nb::cast<In1>(norm, false), weight.cols(), "norm");
+    return {on.shared, w, norm, &weight, gain, eps};
+}
+
+PyFFN make_ffn(PyBackend& on, nb::object norm, float eps, nb::object gate, nb::object up, nb::object down,
+               nb::object gate_bias, nb::object up_bias, nb::object down_bias) {
     FFN f;
     f.gate = &nb::cast<const Weight&>(gate);
     f.up = &nb::cast<const Weight&>(up);
@@ -151,18 +163,15 @@ void make_ffn(PyFFN* self, nb::object norm, float eps, nb::object gate, nb::obje
     need(f.up->cols() == f.gate->cols(), "up", f.up->cols(), f.gate->cols());
     need(f.down->cols() == f.gate->rows(), "down", f.down->cols(), f.gate->rows());
     need(f.down->rows() == f.gate->cols(), "down", f.down->rows(), f.gate->cols());
-    auto optional = [](nb::object v, int size, const char* what) {
-        return v.is_none() ? nullptr : vector_of(nb::cast<In1>(v, false), size, what);
-    };
-    f.gate_bias = optional(gate_bias, f.gate->rows(), "gate_bias");
-    f.up_bias = optional(up_bias, f.up->rows(), "up_bias");
-    f.down_bias = optional(down_bias, f.down->rows(), "down_bias");
-    new (self) PyFFN{nb::make_tuple(norm, gate, up, down, gate_bias, up_bias, down_bias), f};
+    f.gate_bias = optional_vector(gate_bias, f.gate->rows(), "gate_bias");
+    f.up_bias = optional_vector(up_bias, f.up->rows(), "up_bias");
+    f.down_bias = optional_vector(down_bias, f.down->rows(), "down_bias");
+    return {on.shared, nb::make_tuple(norm, gate, up, down, gate_bias, up_bias, down_bias), f};
 }
 
-void make_qkv(PyQKV* self, nb::object norm, float eps, nb::object wq, nb::object wk, nb::object wv, nb::object bq,
-              nb::object bk, nb::object bv, nb::object q_norm, nb::object k_norm, nb::object inv_freq, bool interleaved,
-              double rope_scale, int n_heads, int n_kv_heads, int head_dim) {
+PyQKV make_qkv(PyBackend& on, nb::object norm, float eps, nb::object wq, nb::object wk, nb::object wv, nb::object bq,
+               nb::object bk, nb::object bv, nb::object q_norm, nb::object k_norm, nb::object inv_freq, bool interleaved,
+               double rope_scale, int n_heads, int n_kv_heads, int head_dim) {
     QKV f;
     f.q = &nb::cast<const Weight&>(wq);
     f.k = &nb::cast<const Weight&>(wk);
@@ -179,49 +188,49 @@ void make_qkv(PyQKV* self, nb::object norm, float eps, nb::object wq, nb::object
     need(f.v->rows() % n_kv_heads == 0, "wv", f.v->rows(), n_kv_heads * head_dim);
     need(f.k->cols() == f.q->cols(), "wk", f.k->cols(), f.q->cols());
     need(f.v->cols() == f.q->cols(), "wv", f.v->cols(), f.q->cols());
-    auto optional = [](nb::object v, int size, const char* what) {
-        return v.is_none() ? nullptr : vector_of(nb::cast<In1>(v, false), size, what);
-    };
     f.norm = vector_of(nb::cast<In1>(norm, false), f.q->cols(), "norm");
-    f.bq = optional(bq, f.q->rows(), "bq");
-    f.bk = optional(bk, f.k->rows(), "bk");
-    f.bv = optional(bv, f.v->rows(), "bv");
-    f.q_norm = optional(q_norm, head_dim, "q_norm");
-    f.k_norm = optional(k_norm, head_dim, "k_norm");
+    f.bq = optional_vector(bq, f.q->rows(), "bq");
+    f.bk = optional_vector(bk, f.k->rows(), "bk");
+    f.bv = optional_vector(bv, f.v->rows(), "bv");
+    f.q_norm = optional_vector(q_norm, head_dim, "q_norm");
+    f.k_norm = optional_vector(k_norm, head_dim, "k_norm");
     const In1 freq = nb::cast<In1>(inv_freq, false);
     need(int(freq.shape(0)) * 2 <= head_dim, "inv_freq", (long long)freq.shape(0), head_dim / 2);
     f.inv_freq.assign(freq.data(), freq.data() + freq.shape(0));
-    new (self) PyQKV{nb::make_tuple(norm, wq, wk, wv, bq, bk, bv, q_norm, k_norm), f};
+    return {on.shared, nb::make_tuple(norm, wq, wk, wv, bq, bk, bv, q_norm, k_norm), f};
 }
 
 // For tests: the integer dot products of each block, (n, blocks, 2, rows rounded up to 16) int32.
-nb::object debug_idots(In2 x, const Weight& w) {
+nb::object debug_idots(PyBackend& on, In2 x, const Weight& w) {
     need_cols(x, w.cols(), "x");
     need(!w.is_float(), "float weight", 0, 1);
     const int n = int(x.shape(0)), blocks = w.cols() / block_cols;
     int32_t* y;
     nb::object out = new_array(y, {size_t(w.groups()), size_t(n), size_t(blocks), 2, size_t(group_rows)});
-    ActivationMemory mem;
-    const Activations a = prepare(x.data(), n, w.cols(), nullptr, 0, true, mem);
-    for (int g = 0; g < w.groups(); ++g)
-        ops().idots[w.packed().format](&w.packed(), &a.codes, g, y + int64_t(g) * n * blocks * 2 * group_rows);
+    on_turn(*on, [&] {
+        const Activations a = prepare(*on, x.data(), n, w.cols(), nullptr, 0, true, (*on).activations);
+        for (int g = 0; g < w.groups(); ++g)
+            (*on).linear.idots[w.packed().format](&w.packed(), &a.codes, g,
+                                                  y + int64_t(g) * n * blocks * 2 * group_rows);
+    });
     return out;
 }
 
 // For tests: the activations as the kernels see them after rounding, dequantized, (n, cols).
-nb::object debug_quantize(In2 x) {
+nb::object debug_quantize(PyBackend& on, In2 x) {
     need(x.shape(1) % block_cols == 0, "x", (long long)x.shape(1), block_cols);
     const int n = int(x.shape(0)), cols = int(x.shape(1));
     float* y;
     nb::object out = new_array(y, {size_t(n), size_t(cols)});
-    ActivationMemory mem;
-    const QuantX q = prepare(x.data(), n, cols, nullptr, 0, true, mem).codes;
-    for (int t = 0; t < n; ++t)
-        for (int k = 0; k < cols; ++k) {
-            const size_t block = size_t(t / q.width) * size_t(q.blocks) + size_t(k / 32);
-            const size_t cell = block * size_t(q.width) + size_t(t % q.width);
-            y[int64_t(t) * cols + k] = q.d[cell] * float(q.q[32 * cell + size_t(k % 32)]);
-        }
+    on_turn(*on, [&] {
+        const QuantX q = prepare(*on, x.data(), n, cols, nullptr, 0, true, (*on).activations).codes;
+        for (int t = 0; t < n; ++t)
+            for (int k = 0; k < cols; ++k) {
+                const size_t block = size_t(t / q.width) * size_t(q.blocks) + size_t(k / 32);
+                const size_t cell = block * size_t(q.width) + size_t(t % q.width);
+                y[int64_t(t) * cols + k] = q.d[cell] * float(q.q[32 * cell + size_t(k % 32)]);
+            }
+    });
     return out;
 }
 
@@ -236,33 +245,30 @@ nb::list weight_types() {
 
 }  // namespace
 
-void bind_linear(nb::module_& m) {
+void bind_linear(nb::module_& m, nb::class_<PyBackend>& backend) {
     using namespace nb::literals;
     nb::class_<Weight>(m, "Weight", "A weight matrix (rows, cols) in the kernels' own layout.")
-        .def_static("pack", &pack, "raw"_a.noconvert(), "ggml_type"_a, "cols"_a, "exact"_a = false,
-                    "dense"_a = false,
-                    "raw (rows, row_bytes) uint8 as in the file; packed in threads, `raw` is not kept.")
         .def_prop_ro("rows", &Weight::rows)
         .def_prop_ro("cols", &Weight::cols)
         .def_prop_ro("ggml_type", &Weight::ggml_type)
         .def_prop_ro("nbytes", &Weight::nbytes);
-    m.def("embed", &embed, "w"_a, "ids"_a.noconvert());
-    m.def("rms_norm", &rms_norm, "x"_a.noconvert(), "gain"_a.noconvert(), "eps"_a);
-    m.def("linear", &linear, "x"_a.noconvert(), "w"_a, "bias"_a = nb::none(), "residual"_a = nb::none());
-    nb::class_<PyQKV>(m, "NormQKV")
-        .def("__init__", &make_qkv, nb::kw_only(), "norm"_a, "eps"_a, "wq"_a, "wk"_a, "wv"_a, "bq"_a = nb::none(),
+    nb::class_<PyQKV>(m, "NormQKV").def("__call__", &PyQKV::call, "x"_a.noconvert(), "positions"_a.noconvert());
+    nb::class_<PyFFN>(m, "NormFFN").def("__call__", &PyFFN::call, "x"_a.noconvert());
+    nb::class_<PyHead>(m, "Head").def("__call__", &PyHead::call, "x"_a.noconvert());
+    backend
+        .def("pack", &pack, "raw"_a.noconvert(), "ggml_type"_a, "cols"_a, "exact"_a = false, "dense"_a = false,
+             "raw (rows, row_bytes) uint8 as in the file; packed in threads, `raw` is not kept.")
+        .def("embed", &embed, "w"_a, "ids"_a.noconvert())
+        .def("rms_norm", &rms_norm, "x"_a.noconvert(), "gain"_a.noconvert(), "eps"_a)
+        .def("linear", &linear, "x"_a.noconvert(), "w"_a, "bias"_a = nb::none(), "residual"_a = nb::none())
+        .def("NormQKV", &make_qkv, nb::kw_only(), "norm"_a, "eps"_a, "wq"_a, "wk"_a, "wv"_a, "bq"_a = nb::none(),
              "bk"_a = nb::none(), "bv"_a = nb::none(), "q_norm"_a = nb::none(), "k_norm"_a = nb::none(), "inv_freq"_a,
              "interleaved"_a, "rope_scale"_a = 1.0, "n_heads"_a, "n_kv_heads"_a, "head_dim"_a)
-        .def("__call__", &PyQKV::call, "x"_a.noconvert(), "pos"_a);
-    nb::class_<PyFFN>(m, "NormFFN")
-        .def("__init__", &make_ffn, nb::kw_only(), "norm"_a, "eps"_a, "gate"_a, "up"_a, "down"_a,
+        .def("NormFFN", &make_ffn, nb::kw_only(), "norm"_a, "eps"_a, "gate"_a, "up"_a, "down"_a,
              "gate_bias"_a = nb::none(), "up_bias"_a = nb::none(), "down_bias"_a = nb::none())
-        .def("__call__", &PyFFN::call, "x"_a.noconvert());
-    nb::class_<PyHead>(m, "Head")
-        .def("__init__", &make_head, nb::kw_only(), "norm"_a, "eps"_a, "w"_a)
-        .def("__call__", &PyHead::call, "x"_a.noconvert());
+        .def("Head", &make_head, nb::kw_only(), "norm"_a, "eps"_a, "w"_a)
+        .def("debug_idots", &debug_idots, "x"_a.noconvert(), "w"_a)
+        .def("debug_quantize", &debug_quantize, "x"_a.noconvert());
     m.def("weight_types", &weight_types, "(name, GGML type number) of every packed format.");
-    m.def("debug_idots", &debug_idots, "x"_a.noconvert(), "w"_a);
-    m.def("debug_quantize", &debug_quantize, "x"_a.noconvert());
 }
 }  // namespace mixkv

@@ -17,6 +17,7 @@
 namespace mixkv {
 namespace {
 constexpr size_t huge = size_t(2) << 20, page = 4096, mapped_from = size_t(64) << 10;
+constexpr const char* hint = ": a smaller context or batch, or fewer threads, need less";
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 }  // namespace
 
@@ -26,7 +27,7 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
     if (bytes >= mapped_from) {
         const size_t len = round_up(bytes, page), align = bytes >= huge ? huge : page;
         void* p = mmap(nullptr, len + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        if (p == MAP_FAILED) throw OutOfMemoryError("could not reserve " + std::to_string(bytes) + " bytes");
+        if (p == MAP_FAILED) throw OutOfMemoryError("could not reserve " + std::to_string(bytes) + " bytes" + hint);
         auto* raw = static_cast<uint8_t*>(p);
         auto* start = reinterpret_cast<uint8_t*>(round_up(reinterpret_cast<size_t>(raw), align));
         if (start > raw) munmap(raw, size_t(start - raw));
@@ -38,7 +39,7 @@ Buffer::Buffer(size_t bytes) : size_(bytes) {
     }
 #endif
     data_ = static_cast<uint8_t*>(std::aligned_alloc(64, round_up(bytes, 64)));
-    if (!data_) throw OutOfMemoryError("could not allocate " + std::to_string(bytes) + " bytes");
+    if (!data_) throw OutOfMemoryError("could not allocate " + std::to_string(bytes) + " bytes" + hint);
     std::memset(data_, 0, bytes);
 }
 

@@ -1,8 +1,8 @@
-// The function table of the linear kernels: one instance per instruction set, filled in isa/linear_table.cpp, chosen at
-// run time by ops(). Another family of kernels (attention) has its own struct and table in the same manner:
+// The function table of the linear kernels: one instance per instruction set, filled in isa/linear_table.cpp, looked up by
+// each backend for its own. Another family of kernels (attention) has its own struct and table in the same manner:
 //
 //   attn_ops.h           struct AttnOps { ... pointers ... };  MIXKV_DECLARE_TABLES(AttnOps, attn_table)
-//   attn_ops.cpp (glue)  MIXKV_DEFINE_LOOKUP(AttnOps, attn_table, attn_ops)      -> const AttnOps& attn_ops();
+//   backend.cpp (glue)   MIXKV_DEFINE_LOOKUP(AttnOps, attn_table, attn_ops)      -> const AttnOps& attn_ops(Isa isa);
 //   isa/attn_table.cpp   namespace mixkv::MIXKV_ISA { extern const AttnOps attn_table = {...}; }
 //
 // Only plain types cross this border: the isa sources see no std templates (see CMakeLists.txt).
@@ -61,6 +61,5 @@ struct Ops {
 };
 
 MIXKV_DECLARE_TABLES(Ops, linear_table)
-const Ops& ops();
 
 }  // namespace mixkv

@@ -4,25 +4,22 @@
 //          opens the door, bumps `epoch`, works, closes the door, and waits until the last worker has left. A worker
 //          that wakes up late finds the door closed and goes back to sleep: nobody waits for it.
 //   epoch  what workers wait on (futex). It only says "look again"; entering is decided by the door.
+//
+// Nothing here or in a task is thread_local: the system allocates such memory when a thread first touches it, and ends
+// the process where it cannot.
 #include "pool.h"
 
 #include <pthread.h>
 
-#include <atomic>
 #include <chrono>
-#include <cstdio>
+#include <exception>
 #include <memory>
-#include <mutex>
-#include <set>
+#include <new>
 #include <string>
-#include <thread>
-#include <vector>
+#include <utility>
 
 #include "errors.h"
 
-#if defined(__linux__)
-#include <sched.h>
-#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -32,6 +29,7 @@ namespace {
 
 constexpr int closed = -(1 << 30);
 constexpr auto spin_time = std::chrono::microseconds(40);
+constexpr size_t stack_bytes = 1 << 20;  // kernels take some tens of KiB; the usual 8 MiB a thread may not be to be had
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -54,28 +52,58 @@ bool spin_until(F ready) {
     return ready();
 }
 
-struct Pool {
+}  // namespace
+
+struct Pool::Crew {
     alignas(64) std::atomic<int> epoch{0};
     alignas(64) std::atomic<int> door{closed};
     alignas(64) std::atomic<int> next{0};
     alignas(64) std::atomic<bool> stop{false};
+    std::atomic<bool> failed{false};
+    std::exception_ptr error;  // the first that a task threw; read when everybody has left
     TaskFn fn = nullptr;
     void* ctx = nullptr;
     int n_tasks = 0;
-    std::vector<std::thread> workers;
 
-    explicit Pool(int n_workers) {
-        for (int i = 0; i < n_workers; ++i) workers.emplace_back([this, i] { work(i + 1); });
+    struct Worker {
+        Crew* crew;
+        int thread;
+        pthread_t handle;
+    };
+    std::unique_ptr<Worker[]> workers;
+    int n_workers = 0;
+
+    explicit Crew(int wanted) : workers(new Worker[size_t(wanted)]) {
+        pthread_attr_t attr;
+        if (pthread_attr_init(&attr) != 0) return;
+        pthread_attr_setstacksize(&attr, stack_bytes);
+        auto body = [](void* w) -> void* {
+            static_cast<Worker*>(w)->crew->work(static_cast<Worker*>(w)->thread);
+            return nullptr;
+        };
+        for (; n_workers < wanted; ++n_workers) {
+            Worker& w = workers[size_t(n_workers)];
+            w.crew = this, w.thread = n_workers + 1;
+            if (pthread_create(&w.handle, &attr, body, &w) != 0) break;
+        }
+        pthread_attr_destroy(&attr);
     }
-    ~Pool() {
+    ~Crew() {
         stop.store(true);
         epoch.fetch_add(1);
         epoch.notify_all();
-        for (std::thread& w : workers) w.join();
+        for (int i = 0; i < n_workers; ++i) pthread_join(workers[size_t(i)].handle, nullptr);
     }
 
     void grab_tasks(int thread) {
-        for (int t; (t = next.fetch_add(1, std::memory_order_relaxed)) < n_tasks;) fn(ctx, t, thread);
+        for (int t; (t = next.fetch_add(1, std::memory_order_relaxed)) < n_tasks;) {
+            try {
+                fn(ctx, t, thread);
+            } catch (...) {
+                if (!failed.exchange(true, std::memory_order_relaxed)) error = std::current_exception();
+                next.store(n_tasks, std::memory_order_relaxed);  // nobody begins another
+            }
+        }
     }
 
     bool enter() {
@@ -85,7 +113,17 @@ struct Pool {
         return false;
     }
 
-    void work(int thread);
+    void work(int thread) {
+        for (;;) {
+            const int seen = epoch.load(std::memory_order_acquire);
+            if (stop.load(std::memory_order_acquire)) return;
+            if (enter()) {
+                grab_tasks(thread);
+                if (door.fetch_sub(1, std::memory_order_release) - 1 == closed) door.notify_one();
+            }
+            if (!spin_until([&] { return epoch.load(std::memory_order_acquire) != seen; })) epoch.wait(seen);
+        }
+    }
 
     void run(int n, TaskFn f, void* c) {
         fn = f;
@@ -101,135 +139,90 @@ struct Pool {
             if (!spin_until([&] { return (v = door.load(std::memory_order_acquire)) == closed; })) door.wait(v);
             v = door.load(std::memory_order_acquire);
         }
+        if (failed.load(std::memory_order_relaxed)) {
+            failed.store(false, std::memory_order_relaxed);
+            std::rethrow_exception(std::exchange(error, nullptr));
+        }
     }
 };
 
-thread_local bool inside_task = false;
+// All pools there are. fork() copies the calling thread alone: whatever another one holds would be held for ever in the
+// child, so each pool's turn is taken first, and with it what is written under it (a store's tiles, say) is whole.
+struct ForkHooks {
+    std::mutex mutex;
+    Pool* first = nullptr;
 
-void Pool::work(int thread) {
-    inside_task = true;
-    for (;;) {
-        const int seen = epoch.load(std::memory_order_acquire);
-        if (stop.load(std::memory_order_acquire)) return;
-        if (enter()) {
-            grab_tasks(thread);
-            if (door.fetch_sub(1, std::memory_order_release) - 1 == closed) door.notify_one();
+    static ForkHooks& get() {
+        static ForkHooks* const hooks = [] {
+            auto* h = new ForkHooks;  // never destroyed: pools may outlive static objects
+            pthread_atfork(before, in_parent, in_child);
+            return h;
+        }();
+        return *hooks;
+    }
+    static void before() {
+        get().mutex.lock();
+        for (Pool* p = get().first; p; p = p->next_) p->mutex_.lock();
+    }
+    static void in_parent() {
+        for (Pool* p = get().first; p; p = p->next_) p->mutex_.unlock();
+        get().mutex.unlock();
+    }
+    static void in_child() {
+        for (Pool* p = get().first; p; p = p->next_) {
+            p->crew_ = nullptr;  // its threads exist in the parent only: leaked on purpose
+            p->started_ = false;
+            p->mutex_.unlock();
         }
-        if (!spin_until([&] { return epoch.load(std::memory_order_acquire) != seen; })) epoch.wait(seen);
+        get().mutex.unlock();
     }
-}
-
-std::mutex mutex;       // guards the three below and serialises callers from several Python threads
-Pool* pool = nullptr;   // made lazily; never destroyed at exit: the workers sleep until the process ends
-int want_threads = 0;   // 0: not yet asked for
-bool fork_hooks = false;
-
-void before_fork() { mutex.lock(); }
-void after_fork_parent() { mutex.unlock(); }
-void after_fork_child() {
-    pool = nullptr;  // its threads exist in the parent only: leaked on purpose
-    mutex.unlock();
-}
-
-int read_first_ints(const char* path, long long* a, long long* b) {
-    std::FILE* f = std::fopen(path, "r");
-    if (!f) return 0;
-    const int n = std::fscanf(f, "%lld %lld", a, b);
-    std::fclose(f);
-    return n;
-}
-
-// Cores that the cgroup's CPU quota is worth (rounded up), or a large number where there is none.
-int cgroup_cores() {
-    int cores = 1 << 20;
-    auto quota = [&](long long q, long long period) {
-        if (q > 0 && period > 0) cores = std::min<long long>(cores, (q + period - 1) / period);
-    };
-    std::string rel;
-    if (std::FILE* f = std::fopen("/proc/self/cgroup", "r")) {
-        char line[4096];
-        while (std::fgets(line, sizeof line, f)) {
-            std::string s(line);
-            if (s.rfind("0::", 0) == 0) rel = s.substr(3, s.find_last_not_of("\n") - 2);
-        }
-        std::fclose(f);
+    void add(Pool* p) {
+        std::lock_guard lock(mutex);
+        p->next_ = first;
+        if (first) first->previous_ = p;
+        first = p;
     }
-    long long q, p;
-    for (std::string dir = rel;; dir = dir.substr(0, dir.rfind('/'))) {  // a limit may sit on any ancestor
-        if (read_first_ints(("/sys/fs/cgroup" + dir + "/cpu.max").c_str(), &q, &p) == 2) quota(q, p);
-        if (dir.empty() || dir == "/") break;
+    void remove(Pool* p) {
+        std::lock_guard lock(mutex);
+        (p->previous_ ? p->previous_->next_ : first) = p->next_;
+        if (p->next_) p->next_->previous_ = p->previous_;
     }
-    long long period, unused;
-    if (read_first_ints("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", &q, &unused) >= 1 &&
-        read_first_ints("/sys/fs/cgroup/cpu/cpu.cfs_period_us", &period, &unused) >= 1)
-        quota(q, period);
-    return cores;
+};
+
+Pool::Pool(int n_threads) : n_threads_(n_threads) {
+    if (n_threads < 1 || n_threads > 1024)
+        throw ConfigError("threads must be between 1 and 1024, not " + std::to_string(n_threads));
+    ForkHooks::get().add(this);
 }
 
-// Physical cores among the CPUs that affinity allows: two hyperthreads share the units that our kernels fill.
-int affinity_cores() {
-#if defined(__linux__)
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof set, &set) == 0) {
-        std::set<std::pair<long long, long long>> cores;
-        for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-            if (!CPU_ISSET(cpu, &set)) continue;
-            const std::string dir = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
-            long long core = cpu, package = -1, unused;
-            if (read_first_ints((dir + "core_id").c_str(), &core, &unused) >= 1)
-                read_first_ints((dir + "physical_package_id").c_str(), &package, &unused);
-            else
-                core = cpu;
-            cores.emplace(package, core);
-        }
-        if (!cores.empty()) return int(cores.size());
+Pool::~Pool() {
+    ForkHooks::get().remove(this);
+    delete crew_;
+}
+
+void Pool::start() {
+    started_ = true;
+    try {
+        crew_ = new Crew(n_threads_ - 1);
+    } catch (const std::bad_alloc&) {  // no memory for a list of threads: the caller works alone
     }
-#endif
-    return std::max(1, int(std::thread::hardware_concurrency()));
+    missing_ = n_threads_ - 1 - (crew_ ? crew_->n_workers : 0);
 }
 
-int threads_locked() {
-    if (want_threads == 0) want_threads = available_cores();
-    return want_threads;
-}
-
-}  // namespace
-
-int available_cores() { return std::max(1, std::min(affinity_cores(), cgroup_cores())); }
-
-void set_threads(int n) {
-    if (n < 1 || n > 1024)
-        throw ConfigError("threads must be between 1 and 1024, not " + std::to_string(n));
-    std::lock_guard lock(mutex);
-    want_threads = n;
-}
-
-int threads() {
-    std::lock_guard lock(mutex);
-    return threads_locked();
-}
-
-void parallel_run(int n_tasks, TaskFn fn, void* ctx) {
-    MIXKV_CHECK(!inside_task && "parallel_for inside a task");
-    std::lock_guard lock(mutex);
-    const int n_workers = threads_locked() - 1;
-    inside_task = true;
-    if (n_workers == 0 || n_tasks <= 1) {
+void Pool::run(int n_tasks, TaskFn fn, void* ctx) {
+    MIXKV_CHECK(taken_ && "parallel_for out of turn");
+    MIXKV_CHECK(!busy_ && "parallel_for inside a task");
+    struct Busy {
+        bool& busy;
+        explicit Busy(bool& b) : busy(b) { busy = true; }
+        ~Busy() { busy = false; }
+    } busy(busy_);
+    const bool alone = n_threads_ == 1 || n_tasks <= 1;
+    if (!alone && !started_) start();
+    if (!alone && crew_)
+        crew_->run(n_tasks, fn, ctx);
+    else
         for (int t = 0; t < n_tasks; ++t) fn(ctx, t, 0);
-    } else {
-        if (!fork_hooks) {
-            pthread_atfork(before_fork, after_fork_parent, after_fork_child);
-            fork_hooks = true;
-        }
-        if (pool && int(pool->workers.size()) != n_workers) {
-            delete pool;
-            pool = nullptr;
-        }
-        if (!pool) pool = new Pool(n_workers);
-        pool->run(n_tasks, fn, ctx);
-    }
-    inside_task = false;
 }
 
 }  // namespace mixkv

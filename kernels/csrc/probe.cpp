@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "memory.h"
-#include "pool.h"
 
 namespace mixkv {
 namespace {
@@ -24,13 +23,13 @@ uint64_t sum(const uint8_t* p, size_t n) {
 
 }  // namespace
 
-double read_bandwidth(size_t n_bytes) {
+double read_bandwidth(Backend& on, size_t n_bytes) {
     const int pieces = int((n_bytes + kPiece - 1) / kPiece);
     Buffer memory(size_t(pieces) * kPiece);
-    parallel_for(pieces, [&](int i, int) { std::memset(memory.data() + size_t(i) * kPiece, i, kPiece); });
+    on.parallel_for(pieces, [&](int i, int) { std::memset(memory.data() + size_t(i) * kPiece, i, kPiece); });
     volatile uint64_t sink = 0;
     const auto start = std::chrono::steady_clock::now();
-    parallel_for(pieces, [&](int i, int) { sink = sum(memory.data() + size_t(i) * kPiece, kPiece); });
+    on.parallel_for(pieces, [&](int i, int) { sink = sum(memory.data() + size_t(i) * kPiece, kPiece); });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     return double(memory.size()) / seconds.count();
 }

@@ -7,7 +7,6 @@
 
 #include "errors.h"
 #include "formats.h"
-#include "pool.h"
 
 namespace mixkv {
 namespace {
@@ -135,7 +134,7 @@ void interleave_f64(const uint8_t* const rows[group_rows], int cols, float* out)
 
 }  // namespace
 
-Weight::Weight(const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact)
+Weight::Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact)
     : ggml_type_(ggml_type), exact_(exact) {
     const bool f64 = ggml_type == ggml_f64;
     const int format = f64 ? int(fmt_F32) : format_of_ggml(ggml_type);
@@ -164,7 +163,7 @@ Weight::Weight(const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggm
     packed_.s = s;
 
     const int per_task = int(std::clamp<size_t>((256 << 10) / panel_bytes(), 1, size_t(panels())));
-    parallel_for((panels() + per_task - 1) / per_task, [&](int task, int) {
+    on.parallel_for((panels() + per_task - 1) / per_task, [&](int task, int) {
         const int end = std::min(panels(), (task + 1) * per_task) * panel_groups;
         for (int g = task * per_task * panel_groups; g < end; ++g) {
             const uint8_t* row[group_rows];

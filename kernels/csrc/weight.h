@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "backend.h"
 #include "memory.h"
 #include "packed.h"
 
@@ -12,8 +13,9 @@ namespace mixkv {
 class Weight {
 public:
     // raw: rows x row_bytes in GGML's format `ggml_type`, cols numbers a row. exact: multiply float32 activations.
-    // Throws GGUFError for types and sizes that cannot be. Runs on the pool.
-    Weight(const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact);
+    // Throws GGUFError for types and sizes that cannot be. Runs in the backend's turn, and remembers nothing of it: any
+    // backend can multiply by it.
+    Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact);
 
     // Row `row` as float32, bit for bit GGML's dequantization.
     void read_row(int row, float* out) const;

@@ -96,7 +96,7 @@ static inline void scale_products(const QueryRows& q, int rows, int b, bool both
 // their scaling.
 static void key_products(const QueryRows& q, int r0, int n_row_tiles, const uint8_t* const* tiles, int n_tiles,
                          float* x) {
-    static thread_local KeyScratch m;
+    KeyScratch m;
     const int rows = q.n_rows < 16 ? q.n_rows : 16, n = n_row_tiles * n_tiles;
     const size_t pitch = size_t(q.blocks) * 64;
     for (int b = 0; b < q.blocks; b += 2) {
@@ -245,7 +245,7 @@ static inline ValueScales expand_block(const ValueBlock& v, int b, uint16_t (*va
 // Two blocks of dims at a time: everything is laid out before the unit starts, since it cannot take from stores that
 // are still on their way to the cache.
 static void pv_q4_matrix(const ValueBlock& v) {
-    static thread_local MatrixScratch m;
+    MatrixScratch m;
     const int n_rows = v.n_queries * v.group, blocks = n_blocks(v.head_dim);
     for (int b = 0; b < blocks; b += 2) {
         const int n = b + 1 < blocks ? 2 : 1;
