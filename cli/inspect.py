@@ -124,12 +124,13 @@ def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
 
     shorter = [1 << i for i in range(9, 32) if 1 << i < config.n_ctx_train]
     caches = {"f16": KVCacheConfig(), "mixed": KVCacheConfig(mixed_kv_cache=True)}
-    rows, heads = [], HeadStatistics(gguf)
+    rows, backend = [], default_backend()
+    heads = HeadStatistics(gguf, backend)
     for n_ctx in (*shorter[-6:], config.n_ctx_train):
         row = {"n_ctx": n_ctx}
         for name, cache in caches.items():
             plan = plan_cache(heads, cache)
-            memory = plan_memory(gguf, config, plan, n_ctx=n_ctx, n_batch=N_BATCH, dense=False)
+            memory = plan_memory(gguf, config, plan, backend, n_ctx=n_ctx, n_batch=N_BATCH)
             row |= {"weights": memory.weights, "scratch": memory.scratch}
             row |= {f"cache_{name}": memory.cache, f"total_{name}": memory.total}
         rows.append(row)

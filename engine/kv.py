@@ -12,8 +12,8 @@ from mixkv.engine.cache import CachePolicy, Step
 from mixkv.engine.cache_config import CachePlan
 from mixkv.kernels import Backend, cache_type
 from mixkv.kernels.errors import InputError
-from mixkv.models.config import ModelConfig
 from mixkv.models.batch import F32, Run
+from mixkv.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,10 @@ class BatchStates:
         """See models/batch.py."""
         if len(self._parts) == 1:
             return self._parts[0][0].attend(layer, q, k, v)
-        outs = [cache.attend(layer, q[r.start : r.stop], k[r.start : r.stop], v[r.start : r.stop]) for cache, r in self._parts]
+        outs = [
+            cache.attend(layer, q[r.start : r.stop], k[r.start : r.stop], v[r.start : r.stop])
+            for cache, r in self._parts
+        ]
         return np.concatenate(outs)
 
 

@@ -57,7 +57,13 @@ class Loaded:
     def new_sequence(self, plan: CachePlan | None = None, n_ctx: int | None = None) -> Sequence:
         """An empty sequence."""
         n_ctx = n_ctx or self.n_ctx
-        cache = KVCache(self.config, plan or self.plan, self.scheduler.model.backend, n_ctx=n_ctx, chunk=min(self.scheduler.n_batch, n_ctx))
+        cache = KVCache(
+            self.config,
+            plan or self.plan,
+            self.scheduler.model.backend,
+            n_ctx=n_ctx,
+            chunk=min(self.scheduler.n_batch, n_ctx),
+        )
         return Sequence(self.scheduler, cache)
 
 
@@ -287,7 +293,9 @@ class LLM:
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise InputError("an LLM cannot be pickled: load the model in each process (mixkv.load), its weights are shared")
+        raise InputError(
+            "an LLM cannot be pickled: load the model in each process (mixkv.load), its weights are shared"
+        )
 
     @contextmanager
     def _in_hand(self) -> Iterator[Sequence]:

@@ -45,7 +45,9 @@ class PromptLookup:
         length = self._best_length()
         if length == 0 and self._idle >= PROBE_EVERY:
             length = LENGTHS[1]
-        found = self._text[start : start + min(length, most)]
+        found: list[int] = []
+        for i in range(start, start + min(length, most)):  # beyond the text's end the draft repeats itself
+            found.append(self._text[i] if i < len(self._text) else found[i - len(self._text)])
         if found:
             self._idle = 0
         return found

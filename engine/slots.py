@@ -102,7 +102,9 @@ class Slots:
 
     def _worth_waiting(self, job: Decode) -> bool:
         """Whether another one of its group is about to compute more of the job's beginning than there is of it now."""
-        have = max([*(_shared_tokens(s, job) for s in self._shared), *(self._kept(s, job) for s in self._sequences)], default=0)
+        have = max(
+            [*(_shared_tokens(s, job) for s in self._shared), *(self._kept(s, job) for s in self._sequences)], default=0
+        )
         for other in self._group:
             if other is job or other.sequence is None or other.done or other.waiting == 0:
                 continue

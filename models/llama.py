@@ -15,6 +15,7 @@ from mixkv.models.batch import F32, Batch, States
 from mixkv.models.config import ModelConfig
 from mixkv.models.weights import Weights
 
+
 @dataclass(frozen=True)
 class Block:
     """One layer: `qkv` from the residual stream to heads, `wo` (and its bias) back, `ffn`."""

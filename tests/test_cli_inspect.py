@@ -49,7 +49,9 @@ def test_the_memory_plan_is_the_one_that_loading_checks(report: dict[str, Any]) 
         for row in report["memory"]:
             for name, cache in (("f16", KVCacheConfig()), ("mixed", KVCacheConfig(mixed_kv_cache=True))):
                 plan = plan_cache(HeadStatistics(gguf, default_backend()), cache)
-                memory = plan_memory(gguf, config, plan, n_ctx=row["n_ctx"], n_batch=512, dense=False)
+                memory = plan_memory(
+                    gguf, config, plan, default_backend(), n_ctx=row["n_ctx"], n_batch=512, dense=False
+                )
                 assert (row[f"cache_{name}"], row[f"total_{name}"]) == (memory.cache, memory.total)
 
 

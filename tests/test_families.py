@@ -7,7 +7,6 @@ same tests from test_backends.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attention_oracle import nmse
-from conftest import ISAS, native
+from conftest import ISAS
 from float_forward import F64, logits
 from gguf_tools import write_gguf
 from model_tools import logits_of
 from tiny_models import FFN, QKV, Tiny
 
-from mixkv.kernels import default_backend
+from mixkv.kernels import Backend, default_backend, open_backend
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf import open_gguf
 from mixkv.models.llama import Llama
@@ -87,26 +86,17 @@ SHAPES = {
     "more biases": replace(QWEN2, biases=(*QKV, "attn_output")),
     "biases of a llama": replace(LLAMA, biases=(*QKV, "attn_output")),
     "MLP biases": replace(LLAMA, biases=FFN),
-    "bias of the head": replace(QWEN2, biases=(*QKV, "output"), tied=False),
     "f16": replace(LLAMA, kind="F16"),
     "Q8_0": replace(QWEN3, kind="Q8_0"),
 }
 CASES: dict[str, Tiny] = {"llama": LLAMA, "qwen2": QWEN2, "qwen3": QWEN3, **SHAPES}
 CASES |= {f"{t.arch}: {name}": change(t) for t in (LLAMA, QWEN2, QWEN3) for name, change in ROTATIONS.items()}
-NOT_YET = ("MLP biases", "bias of the head", "linear, no type")
-"""Cases that are skipped as long as the code under test does not read the option; from then on they count."""
 
 
-@pytest.fixture(params=ISAS if default_backend().name == "native" else [default_backend().name])
-def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(scope="module", params=ISAS if default_backend().name == "native" else ["numpy"])
+def kernels(request: pytest.FixtureRequest) -> Backend:
     """Each instruction set that this machine runs, or NumPy's twin where that is in use."""
-    if default_backend().name != "native":
-        yield request.param
-        return
-    before = native.isa()
-    native.set_isa(request.param)
-    yield request.param
-    native.set_isa(before)
+    return default_backend() if request.param == "numpy" else open_backend(2, isa=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -121,32 +111,18 @@ def case(folder: Path, name: str) -> tuple[Path, F64]:
     return path, logits(path, IDS)
 
 
-def load(path: Path, *, exact: bool) -> Llama:
-    return load_model(open_gguf(path), exact=exact, dense=True)
-
-
-def load_if_supported(path: Path, name: str) -> Llama:
-    """The exact model; skips the test where the case is in NOT_YET and its option is refused or not read."""
-    pending = name.rpartition(": ")[2] in NOT_YET
-    try:
-        model = load(path, exact=True)
-    except GGUFError as problem:
-        if pending and "is not part of a model" in str(problem):
-            pytest.skip(f"not supported yet: {name}")
-        raise
-    if pending and "no type" in name and model.config.rope.scaling == "none":
-        pytest.skip(f"not supported yet: {name}")
-    return model
+def load(path: Path, *, exact: bool, backend: Backend | None = None) -> Llama:
+    return load_model(open_gguf(path), backend or default_backend(), exact=exact, dense=True)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_those_of_the_formulas(folder: Path, kernels: str, name: str) -> None:
+def test_logits_are_those_of_the_formulas(folder: Path, kernels: Backend, name: str) -> None:
     """A pairing, scaling, bias or norm that is wrong by little still writes fluent text, and no other test saw it.
 
     The whole prompt at once, then again in pieces and one by one at the end: positions must not depend on the cuts.
     """
     path, wanted = case(folder, name)
-    model = load_if_supported(path, name)
+    model = load(path, exact=True, backend=kernels)
     assert nmse(logits_of(model, IDS, **F32_CACHE), wanted) <= ROUNDING
     cuts = [1, 130, *range(N - STEPS, N)]
     assert nmse(logits_of(model, IDS, cuts, **F32_CACHE), wanted) <= ROUNDING
@@ -160,10 +136,10 @@ def test_token_by_token_from_the_first(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("tiny", [LLAMA, QWEN2, QWEN3, scaled(QWEN3, YARN)], ids=["llama", "qwen2", "qwen3", "yarn"])
-def test_activations_of_8_bits_stay_close(tmp_path: Path, kernels: str, tiny: Tiny) -> None:
+def test_activations_of_8_bits_stay_close(tmp_path: Path, kernels: Backend, tiny: Tiny) -> None:
     """What runs unless `exact` is asked for rounds activations to 8 bits, which is all that it may change."""
     path = replace(tiny, kind="Q8_0").write(tmp_path / "q8.gguf")
-    wanted, model = logits(path, IDS), load(path, exact=False)
+    wanted, model = logits(path, IDS), load(path, exact=False, backend=kernels)
     assert nmse(logits_of(model, IDS, [1, 130, *range(N - STEPS, N)], **F32_CACHE), wanted) <= 5e-3
 
 

@@ -12,6 +12,7 @@ from gguf_tools import tiny_llama, write_gguf
 from model_changes import OTHERS, nudged, written
 from tokenizer_vocabs import bpe_metadata
 
+from mixkv.kernels import default_backend
 from mixkv.kernels.ggml import WeightType
 from mixkv.models.config import ModelConfig, read_config
 from mixkv.models.fingerprint import fingerprint, tensor_digest
@@ -23,7 +24,7 @@ from mixkv.models.rope import RopeConfig
 
 def fingerprint_of(path: Path) -> str:
     with open_gguf(path) as gguf:
-        return load_model(gguf).fingerprint
+        return load_model(gguf, default_backend()).fingerprint
 
 
 def test_each_change_gives_a_fingerprint_of_its_own(tmp_path: Path) -> None:

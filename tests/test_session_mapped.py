@@ -35,7 +35,7 @@ llm = mixkv.load(path, n_threads=1, n_ctx=128, mixed_kv_cache=mixed, hot_window=
 want = llm.logits(ids)
 variants = parse_variants("f16,mixed,mixed:hot=16,q4_0:rotate=off")
 with open_gguf(path) as gguf:
-    planned = [plan_cache(HeadStatistics(gguf), v.config).within(64) for v in variants]
+    planned = [plan_cache(HeadStatistics(gguf, default_backend()), v.config).within(64) for v in variants]
 if default_backend().name == "native" and Path("/proc/self/maps").exists():
     assert path.name not in Path("/proc/self/maps").read_text(), "the file is still mapped"
 if damage == "cut":
