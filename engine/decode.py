@@ -57,8 +57,8 @@ class Decode(BaseJob):
     or "length" once it is done and not failed; end_token: which of `ends` ended it.
 
     ends: ids that end it. limit: tokens to generate at most, None for as many as the context holds. wanted: asked
-    whether to go on while nobody waits. prefix_reuse: "on", "exact" or "off" (load.py). cuts: lengths of the prompt at which
-    others wait for the sequence as it stands there.
+    whether to go on while nobody waits. prefix_reuse: "on", "exact" or "off" (load.py). cuts: lengths of the prompt at
+    which others wait for the sequence as it stands there.
     """
 
     def __init__(

@@ -96,6 +96,9 @@ class NormQKV:
 class NormFFN:
     """The second half of a layer: x + down(silu(gate h) * up h), h = rms_norm(x) (SwiGLU, Shazeer 2020).
 
+    gate_bias, up_bias, down_bias: added to the products where given.
+    """
+
     def __init__(
         self, *, norm: F32, eps: float, gate: Weight, up: Weight, down: Weight, gate_bias: F32 | None = None,
         up_bias: F32 | None = None, down_bias: F32 | None = None,
