@@ -48,8 +48,8 @@ class CacheStats:
 class KVCache:
     """The cache of one sequence. `n` tokens are stored; `begin` and `commit` add more; `truncate` takes some back.
 
-    backend: that of the model whose keys it keeps. chunk: tokens to attend to at once (see CachePolicy); more may be begun
-    at a time.
+    backend: that of the model whose keys it keeps. chunk: tokens to attend to at once (see CachePolicy); more may be
+    begun at a time.
     """
 
     def __init__(self, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int) -> None:

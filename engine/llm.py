@@ -114,6 +114,11 @@ class LLM:
         return self._shared.n_ctx
 
     @property
+    def heads(self) -> HeadStatistics:
+        """What plans of caches look at (kv_plan.py)."""
+        return self._shared.heads
+
+    @property
     def n_batch(self) -> int:
         return self._shared.scheduler.n_batch
 

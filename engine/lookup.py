@@ -1,7 +1,7 @@
 """Prompt lookup: a drafter that looks for the text's last few tokens further up and proposes what followed there.
 
-Summaries that quote, edits of code and answers about a document repeat their prompt for whole sentences. A draft costs a
-wider step, so it has to pay: acceptance and the time of steps of each width are measured as the text goes, and where
+Summaries that quote, edits of code and answers about a document repeat their prompt for whole sentences. A draft costs
+a wider step, so it has to pay: acceptance and the time of steps of each width are measured as the text goes, and where
 drafts do not gain anything none are made, but for a small one now and then to see whether that has changed. What is
 proposed never changes a text (decode.py), so neither do those times.
 """

@@ -15,8 +15,8 @@ class Chunk:
     text: what may be shown now; it can be empty (half a character, the beginning of a stop string) and can belong to
     earlier tokens. token: the new token's id, None for the last chunk where the generation ended without one.
     logprob: its natural log probability under the model, before sampling; None unless asked for. top_logprobs: the
-    most probable tokens with theirs, best first. finish_reason: None but on the last chunk. error: of a prompt in a batch
-    that failed, on its last chunk, whose finish_reason is "error".
+    most probable tokens with theirs, best first. finish_reason: None but on the last chunk. error: of a prompt in a
+    batch that failed, on its last chunk, whose finish_reason is "error".
     """
 
     text: str

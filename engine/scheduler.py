@@ -1,12 +1,12 @@
 """Scheduler: forward passes for all that wants some. The only room that runs a model.
 
-A `Job` is work on one sequence: it says which tokens it wants computed next (`next_part`) and takes the logits (`take`).
-Each step composes one batch: a token, or a draft, of every job that generates, and pieces of prompts; a long prompt goes
-between the tokens of others piece by piece, so that nobody's stream stands still for longer than one piece.
+A `Job` is work on one sequence: it says which tokens it wants computed next (`next_part`) and takes the logits
+(`take`). Each step composes one batch: a token, or a draft, of every job that generates, and pieces of prompts; a long
+prompt goes between the tokens of others piece by piece, so that nobody's stream stands still for longer than one piece.
 
 There is no thread of its own. Whoever waits for a job drives: one thread computes a step for all jobs that are ready,
-the others sleep until it is done, and the next that still waits goes on. So one thread computes at a time, a lone caller
-pays for no handing over, and nothing runs behind anybody's back (nor is lost in a forked child).
+the others sleep until it is done, and the next that still waits goes on. So one thread computes at a time, a lone
+caller pays for no handing over, and nothing runs behind anybody's back (nor is lost in a forked child).
 
 A job whose thread is not waiting for it (a stream between two chunks) is idle. It keeps its sequence until another job
 needs that.
@@ -180,7 +180,7 @@ class Scheduler:
 
     @contextmanager
     def alone(self, sequence: Sequence) -> Iterator[None]:
-        """`paused`, and nobody waits for a job on `sequence`: for changing it, which ends an idle one when it goes on."""
+        """`paused`, and nobody waits for a job on `sequence`: for changing it, which ends an idle one."""
         with self._turn:
             while self._busy or (sequence.job is not None and not _idle(sequence.job)):
                 self._turn.wait()

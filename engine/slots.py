@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mixkv.engine.decode import Decode
 from mixkv.engine.kv import KVCache
@@ -52,7 +53,7 @@ class Slots:
         """
         self._group = [job for job in jobs if not job.done]
         ordered = sorted(self._group, key=lambda job: job.prompt)
-        for a, b in zip(ordered, ordered[1:], strict=False):
+        for a, b in pairwise(ordered):
             n = _shared_length(a, b)
             if n >= LEAST_SHARED:
                 a.cuts.add(n)

@@ -82,9 +82,7 @@ class Calls:
             assert fork.generate(B, max_tokens=6, **GREEDY).tokens == self.b
 
     def feed(self) -> None:
-        sequence = self.llm.new_sequence(
-            mixkv.KVCacheConfig(**{k: v for k, v in MIXED.items() if k != "prefix_reuse"}), 160
-        )
+        sequence = self.llm.new_sequence(self.llm.cache_config, 160)
         np.testing.assert_allclose(sequence.feed(A, all_rows=True), self.rows, atol=1e-3)
 
     def stats(self) -> None:
