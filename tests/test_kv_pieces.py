@@ -172,7 +172,7 @@ def test_an_interrupt_while_the_cache_is_mended(model: Llama, ids: list[int], tm
     logits = wanted.feed(ids[160:200])
     np.testing.assert_array_equal(twice.feed(ids[160:200]), logits)
     found = restored.feed(ids[160:200])
-    if ops.name == "native":
+    if default_backend().name == "native":
         np.testing.assert_array_equal(found, logits)
     else:  # the restored cache has larger pieces, and NumPy's products round by their shape
         np.testing.assert_allclose(found, logits, atol=1e-3)
