@@ -212,7 +212,7 @@ def load(
     """Load a GGUF model; without a path, the demo model that ships with the package.
 
     n_ctx: tokens the context holds; left out, what the model was trained for, or less if memory is short. n_batch:
-    tokens of a prompt computed at a time. n_threads: left out or 0, the usable cores. The cache is described by
+    tokens of a prompt computed at a time. n_threads: left out, the usable cores. The cache is described by
     `cache_config`, or by keywords with the names of KVCacheConfig's fields (mixed_kv_cache, hot_window, ...).
     prefix_reuse: what a new prompt may take from the cache; "on": the longest common prefix, "exact": only if no
     recent token would be a dequantized one, "off": nothing. exact: float32 activations in native kernels. dense:
