@@ -20,9 +20,8 @@ Names and meanings are llama-cli's, where it has the flag. Each is one of three 
 - **refused**: it would change the text and cannot be obeyed yet, so it ends with status 2.
 
 What is not in this table is refused as unknown, with the nearest name that exists. `mixkv chat` has the same flags but
-those of the prompt cache, `--json` and `--logprobs`. This page is made from the code by
-`python -m mixkv.cli.flag_table`.
-"""
+those of the prompt cache, `--json`, `--logprobs`, `-cnv`, `-no-cnv` and `-i`. This page is made from the code:
+`python -m mixkv.cli.flag_table > docs/flags.md`."""
 
 
 def flag_table() -> str:

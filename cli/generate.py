@@ -92,7 +92,8 @@ def _load_prompt_cache(llm: LLM, path: str | None) -> None:
     except SessionError as error:
         advice = "give the cache flags that it was saved with, or --prompt-cache another file"
         text = str(error).replace("load with the same settings, or convert it (convert=True)", advice)
-        raise SessionError(text if "-c" in text else f"{text}; give --prompt-cache another file") from None
+        has_advice = advice in text or "load with -c" in text
+        raise SessionError(text if has_advice else f"{text}; give --prompt-cache another file") from None
 
 
 class _Run:

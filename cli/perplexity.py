@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixkv.cli.flags import flag, with_flags
 from mixkv.cli.terminal import DONE, Terminal
-from mixkv.kernels.errors import ConfigError
+from mixkv.kernels.errors import ConfigError, MixkvWarning
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,10 +68,12 @@ class SubjectFlags:
         """The model, and how many tokens it is to read at a stretch."""
         from mixkv.engine.evaluate import load_subject
 
-        llm = load_subject(
-            None if self.model is None else Path(self.model), n_ctx=self.ctx or DEFAULT_CTX, n_batch=self.n_batch,
-            n_threads=self.n_threads, exact=self.exact,
-        )  # fmt: skip
+        with warnings.catch_warnings():  # what is reserved may be longer than what is read, which the note is about
+            warnings.filterwarnings("ignore", "a context of", MixkvWarning)
+            llm = load_subject(
+                None if self.model is None else Path(self.model), n_ctx=self.ctx or DEFAULT_CTX, n_batch=self.n_batch,
+                n_threads=self.n_threads, exact=self.exact,
+            )  # fmt: skip
         n_ctx = self.ctx or min(DEFAULT_CTX, llm.config.n_ctx_train)
         if n_ctx > llm.config.n_ctx_train:
             terminal.note(f"--ctx {n_ctx} is more than the {llm.config.n_ctx_train} tokens the model was trained for")
