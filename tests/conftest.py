@@ -18,7 +18,7 @@ for library in ("OPENBLAS", "MKL", "OMP"):  # read when NumPy is imported, so be
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 import pytest  # noqa: E402
-from hypothesis import HealthCheck, settings  # noqa: E402
+from hypothesis import HealthCheck, Phase, settings  # noqa: E402
 
 from mixkv.kernels import open_backend  # noqa: E402
 
@@ -26,6 +26,8 @@ SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
+# for tools/mutate.py: that a test fails is all that counts, not how small an example can be
+settings.register_profile("mutate", settings.get_profile("ci"), phases=[Phase.explicit, Phase.generate])
 # `python -c` in a child must not find the folder mixkv/ of the checkout before the installed package
 os.environ["PYTHONSAFEPATH"] = "1"
 # a shell that runs the tests in the background lets them, and so their children, ignore Ctrl-C

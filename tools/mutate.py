@@ -73,7 +73,7 @@ class Clone:
     def failing_test(self, tests: list[str], backend: str | None) -> str:
         """The first test of these files that fails, "" if none does."""
         env = os.environ | {
-            "PYTHONPATH": str(self.site), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "ci",
+            "PYTHONPATH": str(self.site), "PYTHONDONTWRITEBYTECODE": "1", "HYPOTHESIS_PROFILE": "mutate",
         }  # fmt: skip
         if backend:
             env["MIXKV_KERNELS"] = backend
