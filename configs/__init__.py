@@ -26,7 +26,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         *("repeat_penalty", "repeat_last_n", "presence_penalty", "frequency_penalty"),
         *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
         *("xtc_probability", "xtc_threshold", "mirostat", "mirostat_lr", "mirostat_ent"),
-        *("samplers", "logit_bias", "seed", "stop", "ignore_eos", "logprobs", "skip_special_tokens"),
+        *("samplers", "logit_bias", "seed", "stop", "ignore_eos", "logprobs", "skip_special_tokens", "draft"),
     ),
 }
 _MAX_BYTES = 1 << 20

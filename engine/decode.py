@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from mixkv.engine.jobs import BaseJob
+from mixkv.engine.jobs import TAKEN, BaseJob, Part
 from mixkv.engine.kv import CacheStats
 from mixkv.engine.sampling import Sampler
-from mixkv.engine.scheduler import TAKEN, Part
 from mixkv.engine.sequence import Sequence
 from mixkv.kernels.errors import InputError
 from mixkv.models.batch import F32

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.engine.batches import BatchRun, each_prompts_params
-from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.generation import Generation
 from mixkv.engine.kv import KVCache
 from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.kv_sample import HeadStatistics
-from mixkv.engine.prompt import encode_prompt
+from mixkv.engine.loaded import Loaded
+from mixkv.engine.prompt import Prompt, prompt_ids
 from mixkv.engine.results import Chunk, Completion
 from mixkv.engine.sampling import SamplingParams
-from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.scoring import Scoring
 from mixkv.engine.sequence import Progress, Sequence
 from mixkv.engine.session import restore_session, save_session
@@ -31,40 +31,6 @@ from mixkv.kernels import Backend
 from mixkv.kernels.errors import InputError, MixkvError
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
-
-Prompt = str | Ids[int] | NDArray[np.integer]
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What all handles on one loaded model share."""
-
-    gguf: GGUFFile
-    scheduler: Scheduler
-    tokenizer: Tokenizer
-    cache_config: KVCacheConfig
-    plan: CachePlan
-    heads: HeadStatistics
-    n_ctx: int
-    prefix_reuse: str
-    kv_memory: int | None
-    load_seconds: float
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.scheduler.model.config
-
-    def new_sequence(self, plan: CachePlan | None = None, n_ctx: int | None = None) -> Sequence:
-        """An empty sequence."""
-        n_ctx = n_ctx or self.n_ctx
-        cache = KVCache(
-            self.config,
-            plan or self.plan,
-            self.scheduler.model.backend,
-            n_ctx=n_ctx,
-            chunk=min(self.scheduler.n_batch, n_ctx),
-        )
-        return Sequence(self.scheduler, cache)
 
 
 class LLM:
@@ -174,18 +140,7 @@ class LLM:
 
         InputError for an empty prompt (a text, if there is no BOS), ids out of range, or more tokens than the context.
         """
-        if isinstance(prompt, str):
-            ids = encode_prompt(prompt, self.tokenizer, parse_special=parse_special)
-        else:
-            ids = _checked_ids(prompt, self.config.n_vocab)
-        if not ids:
-            raise InputError("the prompt is empty: give at least one character or token")
-        if len(ids) > self.n_ctx:
-            raise InputError(
-                f"the prompt has {len(ids)} tokens, but the context holds {self.n_ctx}: "
-                "load with a larger n_ctx (-c), or shorten the prompt"
-            )
-        return ids
+        return prompt_ids(prompt, self.tokenizer, n_ctx=self.n_ctx, parse_special=parse_special)
 
     def generate(
         self, prompt: Prompt, *, parse_special: bool = False, progress: Progress | None = None,
@@ -324,18 +279,3 @@ class LLM:
             shared.scheduler, self._slots, shared.tokenizer, ids, chosen, load_seconds=shared.load_seconds,
             prefix_reuse="exact" if exact and shared.prefix_reuse == "on" else shared.prefix_reuse, progress=progress,
         )  # fmt: skip
-
-
-def _checked_ids(ids: Ids[int] | NDArray[np.integer], n_vocab: int) -> list[int]:
-    try:
-        array = np.asarray(ids)
-    except (ValueError, OverflowError):
-        raise InputError("token ids must be a flat sequence of whole numbers, not lists of lists") from None
-    if array.size == 0:
-        return []
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(f"token ids must be a flat sequence of whole numbers, not {array.dtype} {array.shape}")
-    bad = array[(array < 0) | (array >= n_vocab)]
-    if bad.size:
-        raise InputError(f"token id {bad[0]} is out of range: this model has ids 0 to {n_vocab - 1}")
-    return cast(list[int], array.tolist())

@@ -10,9 +10,10 @@ from typing import Any
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.kv_sample import HeadStatistics
-from mixkv.engine.llm import LLM, Loaded, Prompt
+from mixkv.engine.llm import LLM
+from mixkv.engine.loaded import Loaded
 from mixkv.engine.memory import available_memory, plan_memory
-from mixkv.engine.prompt import warn_beyond_training
+from mixkv.engine.prompt import Prompt, warn_beyond_training
 from mixkv.engine.results import Completion
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.scheduler import Scheduler

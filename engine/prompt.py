@@ -3,10 +3,34 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence as Ids
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mixkv.engine.tokenizer.base import Tokenizer
-from mixkv.kernels.errors import MixkvWarning
+from mixkv.kernels.errors import InputError, MixkvWarning
 from mixkv.models.config import ModelConfig
+
+Prompt = str | Ids[int] | NDArray[np.integer]
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_ctx: int, parse_special: bool) -> list[int]:
+    """Ids of a prompt, which may be ids already. InputError for an empty one, ids that the vocabulary lacks, and more
+    than n_ctx of them."""
+    if isinstance(prompt, str):
+        ids = encode_prompt(prompt, tokenizer, parse_special=parse_special)
+    else:
+        ids = _checked_ids(prompt, tokenizer.n_vocab)
+    if not ids:
+        raise InputError("the prompt is empty: give at least one character or token")
+    if len(ids) > n_ctx:
+        raise InputError(
+            f"the prompt has {len(ids)} tokens, but the context holds {n_ctx}: "
+            "load with a larger n_ctx (-c), or shorten the prompt"
+        )
+    return ids
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, *, parse_special: bool) -> list[int]:
@@ -39,3 +63,18 @@ def warn_beyond_training(n_ctx: int, config: ModelConfig) -> None:
             MixkvWarning,
             stacklevel=3,
         )
+
+
+def _checked_ids(ids: Ids[int] | NDArray[np.integer], n_vocab: int) -> list[int]:
+    try:
+        array = np.asarray(ids)
+    except (ValueError, OverflowError):
+        raise InputError("token ids must be a flat sequence of whole numbers, not lists of lists") from None
+    if array.size == 0:
+        return []
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(f"token ids must be a flat sequence of whole numbers, not {array.dtype} {array.shape}")
+    bad = array[(array < 0) | (array >= n_vocab)]
+    if bad.size:
+        raise InputError(f"token id {bad[0]} is out of range: this model has ids 0 to {n_vocab - 1}")
+    return cast(list[int], array.tolist())

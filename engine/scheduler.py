@@ -16,78 +16,19 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ids
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
-
-from mixkv.engine.kv import BatchStates
+from mixkv.engine.jobs import TAKEN, Job, Part
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.step import Held, compute
 from mixkv.kernels.errors import InputError
-from mixkv.models.batch import F32, Batch
 from mixkv.models.protocol import Model
 
 PIECE_BETWEEN = 128
 """Prompt tokens of a step while others generate."""
-
-
-TAKEN = "this stream is over: a later call on the same LLM took its place in the cache"
-
-
-@dataclass
-class Part:
-    """Tokens of one job in one step. n_rows: of how many of its last tokens logits are wanted. n_draft: how many of the
-    last are a draft, which `take` may turn down."""
-
-    ids: list[int]
-    n_rows: int
-    n_draft: int = 0
-
-
-class Job(Protocol):
-    """Work on one sequence. All but the scheduler's own fields is called on whatever thread computes.
-
-    sequence: None until it has a place. done: nothing more will come; error: why, where that is a failure. steps:
-    forward passes it took part in. waiting: threads that wait for it now.
-    """
-
-    sequence: Sequence | None
-    done: bool
-    error: BaseException | None
-    steps: int
-    waiting: int
-
-    @property
-    def generates(self) -> bool:
-        """Whether its next part is a few tokens that a stream waits for, not a piece of a prompt."""
-
-    @property
-    def ready(self) -> bool:
-        """Whether it wants to take part in the next step."""
-
-    def place(self) -> Sequence | None:
-        """The sequence to work on, None if there is none now. Called when there may be a place for it."""
-
-    def begin(self) -> None:
-        """It has `sequence` for itself from here on."""
-
-    def next_part(self, most: int) -> Part:
-        """What to compute: at most `most` tokens, if it is a piece of a prompt. InputError if it cannot go on."""
-
-    def take(self, logits: F32, seconds: float) -> int:
-        """The (n_rows, n_vocab) logits of the part; returns how many of its draft are to stay. An exception is the
-        job's own failure."""
-
-    def taken(self, n: int) -> None:
-        """n tokens of the part are stored in the sequence."""
-
-    def fail(self, error: BaseException) -> None:
-        """End it: it is `done`, with this error."""
 
 
 class Scheduler:
@@ -99,7 +40,7 @@ class Scheduler:
         self._busy = False  # a thread computes, or has sequences for itself
         self._queue: list[Job] = []
         self._running: list[Job] = []
-        self._held: list[tuple[Job, F32]] = []  # logits of a step that was broken off after the forward pass
+        self._held: Held = []  # of a step that was broken off after the forward pass
         _SCHEDULERS.add(self)
 
     def add(self, *jobs: Job) -> None:
@@ -216,7 +157,7 @@ class Scheduler:
                 return True
             self._busy = True
         try:
-            self._compute(parts)
+            compute(self.model, parts, self._held)
         finally:
             with self._turn:
                 self._busy = False
@@ -284,75 +225,6 @@ class Scheduler:
                 job.fail(error)
                 self._release(job)
         return parts
-
-    def _compute(self, parts: list[tuple[Job, Part]]) -> None:
-        """One forward pass, and what the jobs do with it."""
-        while self._held:
-            job, logits = self._held[-1]
-            if not job.done:
-                _hand_over(job, logits, 0.0)
-            self._held.pop()
-        begun: list[_Begun] = []
-        try:
-            for job, part in parts:
-                assert job.sequence is not None
-                try:
-                    begun.append(_Begun(job, part, job.sequence, job.sequence.cache.begin(len(part.ids))))
-                except Exception as error:
-                    job.fail(error)
-            if not begun:
-                return
-            start = time.perf_counter()
-            batch = Batch.of((b.part.ids, b.pos, b.part.n_rows) for b in begun)
-            logits = self.model.forward(batch, BatchStates([b.sequence.cache for b in begun], batch.runs))
-            seconds = time.perf_counter() - start
-        except BaseException as error:
-            for b in begun:
-                b.sequence.cache.abandon()
-                if isinstance(error, Exception):
-                    b.job.fail(error)
-            if isinstance(error, Exception):
-                return
-            raise
-        ends = np.cumsum([b.part.n_rows for b in begun])
-        rows = [logits[end - b.part.n_rows : end] for b, end in zip(begun, ends, strict=True)]
-        for i, b in enumerate(begun):
-            try:
-                kept = _hand_over(b.job, rows[i], seconds)
-            except BaseException:  # an interrupt: what is computed is kept, and handed over by the next step
-                for late, its_rows in zip(begun[i:], rows[i:], strict=True):
-                    late.store(0)
-                    if late.part.n_rows > late.part.n_draft:
-                        self._held.append((late.job, its_rows[: late.part.n_rows - late.part.n_draft]))
-                raise
-            b.store(kept)
-
-
-@dataclass
-class _Begun:
-    """A part whose sequence is ready for it. pos: of its first token."""
-
-    job: Job
-    part: Part
-    sequence: Sequence
-    pos: int
-
-    def store(self, kept: int) -> None:
-        """Its tokens are in the sequence, `kept` of its draft's among them."""
-        n = len(self.part.ids) - self.part.n_draft + kept
-        self.sequence.cache.commit(n if n < len(self.part.ids) else None)
-        self.sequence.tokens += self.part.ids[:n]
-        self.job.steps += 1
-        self.job.taken(n)
-
-
-def _hand_over(job: Job, logits: F32, seconds: float) -> int:
-    """What `take` says; its errors are the job's own, and nobody else's."""
-    try:
-        return job.take(logits, seconds)
-    except Exception as error:
-        job.fail(error)
-        return 0
 
 
 def _idle(job: Job) -> bool:

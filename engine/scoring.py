@@ -7,8 +7,8 @@ from collections.abc import Sequence as Ids
 
 import numpy as np
 
-from mixkv.engine.jobs import BaseJob
-from mixkv.engine.scheduler import Part, Scheduler
+from mixkv.engine.jobs import BaseJob, Part
+from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Progress, Sequence
 from mixkv.models.batch import F32
 

@@ -11,7 +11,8 @@ from mixkv.models.batch import F32
 from mixkv.models.protocol import Model
 
 if TYPE_CHECKING:
-    from mixkv.engine.scheduler import Job, Scheduler
+    from mixkv.engine.jobs import Job
+    from mixkv.engine.scheduler import Scheduler
 
 Progress = Callable[[int, int], None]
 """(tokens done, tokens in all)"""

@@ -33,7 +33,10 @@ class SessionError(MixkvError, ValueError):
 
 
 class OutOfMemoryError(MixkvError, MemoryError):
-    """The plan (weights + cache + scratch) exceeds what this machine or its cgroup has."""
+    """There is not the memory: for the plan (weights + cache + scratch), or in the middle of a kernel.
+
+    Catch MemoryError to have NumPy's own as well.
+    """
 
 
 class MixkvWarning(UserWarning):

@@ -61,6 +61,8 @@ class RopeConfig:
         # Files of 2023 spelled the factor `scale_linear`; 0 says that there is none.
         factor = "scaling.factor" if f"{key}.scaling.factor" in gguf.metadata else "scale_linear"
         scale = at_least_0(factor, 1.0) or 1.0
+        if scaling == "linear" and scale == 1:
+            scaling = "none"
         freq_base = positive("freq_base", 10000.0)
         if scaling == "yarn" and freq_base <= 1:
             raise GGUFError(f"{gguf.path}: {key}.freq_base is {freq_base}, but YaRN's wavelengths need more than 1")

@@ -133,7 +133,12 @@ def test_both_backends_offer_the_contract() -> None:
     """The page, the protocol and the twins have the same names; models and engine call nothing else."""
     text = (ROOT / "docs" / "architecture.md").read_text()
     names = set(re.findall(r"^([A-Za-z_]\w*)\(", text.split("```python")[1].split("```")[0], re.M))
-    assert names == {name for name in vars(contract.Backend) if not name.startswith("_")} - {"name", "isa", "n_threads"}
+    assert names == {name for name in vars(contract.Backend) if not name.startswith("_")} - {
+        "name",
+        "isa",
+        "n_threads",
+        "keeps_dense",
+    }
     methods = set(re.findall(r"^([a-z]\w*)\(", text.split("```python")[2].split("```")[0], re.M))
     assert methods | {"set_hot", "set_cold"} == {m for m in vars(contract.KVStore) if not m.startswith("_")}
     for kind in BACKENDS:

@@ -33,7 +33,7 @@ atexit.register(os.kill, os.getpid(), signal.SIGINT)
 IN_A_DESTRUCTOR_AT_WORK = """
 import os, signal
 from mixkv.cli.start import interruptible
-import mixkv.engine.llm as llm
+import mixkv.engine.load as llm
 load = llm.load
 class Dying:
     def __del__(self):

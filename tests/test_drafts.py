@@ -95,7 +95,7 @@ def test_a_proposal_is_what_followed_the_same_tokens(text: list[int], most: int)
     if found:
         last = tuple(text[-SHORTEST:])
         begins = [i for i in range(len(text) - SHORTEST) if tuple(text[i : i + SHORTEST]) == last]
-        assert any(text[i + SHORTEST :][: len(found)] == found for i in begins)
+        assert any((text + found)[i + SHORTEST :][: len(found)] == found for i in begins)
 
 
 def test_it_gives_up_where_it_does_not_pay_and_tries_again_later() -> None:

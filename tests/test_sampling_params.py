@@ -37,9 +37,10 @@ BAD: list[tuple[str, Any]] = [
     *(("logit_bias", x) for x in (None, [1], {-1: 0.0}, {"1": 0.0}, {1: NAN}, {1: INF}, {1: "x"}, {1.5: 0.0})),
     ("min_keep", -1),
     *(("seed", x) for x in (-2, 2**64, 1.0, "1")),
-    *(("stop", x) for x in (None, "", ("a", ""), (b"a",), 3)),
+    *(("stop", x) for x in ("", ("a", ""), (b"a",), 3)),
     *(("ignore_eos", x) for x in (0, "yes", None)),
     *(("skip_special_tokens", x) for x in (0, "yes", None)),
+    *(("draft", x) for x in ("model", "", 1, True)),
     *(("samplers", x) for x in (None, "top_k", ("topk",), ("top_k", "top_k"), (3,), {"top_k": 1})),
     *(("logprobs", x) for x in (-1, 2.0, True)),
 ]
@@ -91,6 +92,7 @@ def test_defaults_are_those_of_llama_cli() -> None:
         "ignore_eos": False,
         "logprobs": None,
         "skip_special_tokens": True,
+        "draft": None,
     }
 
 

@@ -1,0 +1,46 @@
+"""Loaded: a model with all that its handles (llm.py) share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+from mixkv.engine.kv import KVCache
+from mixkv.engine.kv_sample import HeadStatistics
+from mixkv.engine.scheduler import Scheduler
+from mixkv.engine.sequence import Sequence
+from mixkv.engine.tokenizer.base import Tokenizer
+from mixkv.models.config import ModelConfig
+from mixkv.models.gguf import GGUFFile
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What all handles on one loaded model share."""
+
+    gguf: GGUFFile
+    scheduler: Scheduler
+    tokenizer: Tokenizer
+    cache_config: KVCacheConfig
+    plan: CachePlan
+    heads: HeadStatistics
+    n_ctx: int
+    prefix_reuse: str
+    kv_memory: int | None
+    load_seconds: float
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.scheduler.model.config
+
+    def new_sequence(self, plan: CachePlan | None = None, n_ctx: int | None = None) -> Sequence:
+        """An empty sequence."""
+        n_ctx = n_ctx or self.n_ctx
+        cache = KVCache(
+            self.config,
+            plan or self.plan,
+            self.scheduler.model.backend,
+            n_ctx=n_ctx,
+            chunk=min(self.scheduler.n_batch, n_ctx),
+        )
+        return Sequence(self.scheduler, cache)
