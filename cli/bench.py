@@ -28,6 +28,8 @@ class BenchFlags:
                      default="128")  # fmt: skip
     depths: str = flag("-d", "--n-depth", panel=WHAT, value="0", metavar="LIST", help="Tokens in the cache before",
                        default="0")  # fmt: skip
+    parallel: str = flag("-np", "--parallel", panel=WHAT, value="1", metavar="LIST", help="Sequences at once",
+                         default="1")  # fmt: skip
     caches: str = flag("--kv", panel=WHAT, value="f16,mixed", metavar="LIST", help="mixed, f32, f16, q8_0, q4_0",
                        default="f16,mixed")  # fmt: skip
     repetitions: int = flag("-r", "--repetitions", panel=HOW, value=5, help="Runs of each test", default="5")
@@ -46,7 +48,10 @@ def bench(flags: BenchFlags) -> int:
 
     if flags.output not in ("md", "json"):
         raise ConfigError(f"-o {flags.output!r} is no format: use md or json")
-    tests = bench_tests(_numbers("-p", flags.prompts), _numbers("-n", flags.gens), _numbers("-d", flags.depths))
+    tests = bench_tests(
+        _numbers("-p", flags.prompts), _numbers("-n", flags.gens), _numbers("-d", flags.depths),
+        _numbers("-np", flags.parallel),
+    )  # fmt: skip
     caches = [name.strip() for name in flags.caches.split(",")]
     for name in caches:
         cache_config(name)
@@ -54,6 +59,7 @@ def bench(flags: BenchFlags) -> int:
     with terminal.progress("loading") as progress:
         llm = load(
             flags.model, n_ctx=max(test.length for test in tests) + 1, n_batch=flags.n_batch, progress=progress,
+            n_parallel=max(test.n_parallel for test in tests),
             n_threads=None if flags.n_threads == -1 else flags.n_threads,
         )  # fmt: skip
     peak = read_bandwidth(llm.backend)
@@ -68,10 +74,11 @@ def bench(flags: BenchFlags) -> int:
 
 def table(rows: list[BenchRow], peak_gb_s: float) -> str:
     """Markdown, aligned; the share is of the bandwidth that the probe read with."""
-    head = ("test", "kv", "threads", "t/s", "+-", "KV MiB", "peak MiB", "GB/s", f"of {peak_gb_s:.1f}")
+    head = ("test", "kv", "threads", "t/s", "+-", "t/s each", "KV MiB", "peak MiB", "GB/s", f"of {peak_gb_s:.1f}")
     body = [
         (
             row.test, row.kv, str(row.threads), f"{row.tokens_per_second:.2f}", f"{row.stddev:.2f}",
+            f"{row.tokens_per_second_each:.2f}",
             f"{row.kv_bytes / MIB:.1f}", f"{row.peak_rss_bytes / MIB:.0f}", f"{row.read_gb_s:.2f}",
             f"{row.read_gb_s / peak_gb_s:.0%}",
         )

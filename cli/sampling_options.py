@@ -29,6 +29,9 @@ class SamplingFlags:
         "-r", "--reverse-prompt", panel=LENGTH, metavar="TEXT", help="End before this text; may be repeated"
     )
     ignore_eos: bool | None = flag("--ignore-eos", panel=LENGTH, help="The model may not end the text")
+    draft: str | None = flag(
+        "--draft", panel=LENGTH, metavar="lookup", help="Guess tokens from the text so far: the same text, sooner"
+    )
     seed: int | None = flag("-s", "--seed", panel=SAMPLING, help="Same seed, same text; -1: random", default="-1")
     temperature: float | None = flag(
         "--temp", "--temperature", panel=SAMPLING, help="0: always the most probable token", default="0.8"

@@ -17,27 +17,31 @@ import numpy as np
 
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.llm import LLM
+from mixkv.engine.scoring import Scoring
 from mixkv.engine.sequence import Sequence
 from mixkv.kernels import CACHE_TYPES, Backend
 from mixkv.kernels.errors import ConfigError
 
 PROBE_BYTES = 1 << 30
+MAX_PARALLEL = 1024
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class BenchTest:
-    """n_prompt tokens of a prompt, or n_gen tokens one by one, after `depth` tokens."""
+    """n_prompt tokens of a prompt, or n_gen tokens one by one, after `depth` tokens; n_parallel sequences at once."""
 
     n_prompt: int = 0
     n_gen: int = 0
     depth: int = 0
+    n_parallel: int = 1
 
     @property
     def name(self) -> str:
         """`pp512`, `tg32@d8192`, as llama-bench would say."""
         what = f"pp{self.n_prompt}" if self.n_prompt else f"tg{self.n_gen}"
-        return f"{what}@d{self.depth}" if self.depth else what
+        what = f"{what}@d{self.depth}" if self.depth else what
+        return f"{what} x{self.n_parallel}" if self.n_parallel > 1 else what
 
     @property
     def length(self) -> int:
@@ -46,27 +50,32 @@ class BenchTest:
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One result. read_gb_s: weights and cache that each forward pass must read, 10^9 bytes a second."""
+    """One result. tokens_per_second: of all sequences together, tokens_per_second_each: of one of them. kv_bytes: of
+    all. read_gb_s: weights and caches that each forward pass must read, 10^9 bytes a second."""
 
     test: str
     kv: str
     n_prompt: int
     n_gen: int
     depth: int
+    n_parallel: int
     threads: int
     tokens_per_second: float
+    tokens_per_second_each: float
     stddev: float
     kv_bytes: int
     peak_rss_bytes: int
     read_gb_s: float
 
 
-def bench_tests(prompts: Ids[int], gens: Ids[int], depths: Ids[int]) -> list[BenchTest]:
-    """Every prompt length and every generation length at every depth; 0 leaves one out."""
-    tests = [BenchTest(n_prompt=n, depth=d) for d in depths for n in prompts if n]
-    tests += [BenchTest(n_gen=n, depth=d) for d in depths for n in gens if n]
+def bench_tests(prompts: Ids[int], gens: Ids[int], depths: Ids[int], parallel: Ids[int] = (1,)) -> list[BenchTest]:
+    """Every prompt and generation length at every depth, for each number of sequences; 0 leaves one out."""
+    tests = [BenchTest(n, 0, d, k) for d in depths for n in prompts if n for k in parallel]
+    tests += [BenchTest(0, n, d, k) for d in depths for n in gens if n for k in parallel]
     if any(t.n_prompt < 0 or t.n_gen < 0 or t.depth < 0 for t in tests):
         raise ConfigError("lengths and depths of a benchmark are 0 or more")
+    if any(not 1 <= k <= MAX_PARALLEL for k in parallel):
+        raise ConfigError(f"sequences at once (-np) are 1 to {MAX_PARALLEL}")
     if not tests:
         raise ConfigError("nothing to measure: give a prompt length (-p) or a generation length (-n)")
     return tests
@@ -111,36 +120,51 @@ def _measure(llm: LLM, sequence: Sequence, kv: str, test: BenchTest, repetitions
         sequence.truncate(test.depth)
     if sequence.cache.n < test.depth:
         sequence.feed(ids[sequence.cache.n : test.depth])
+    every = [sequence, *(sequence.fork() for _ in range(test.n_parallel - 1))]
     speeds = []
     kv_bytes = 0
     for i in range(repetitions + 1):
-        sequence.truncate(test.depth)
+        for one in every:
+            one.truncate(test.depth)
         start = time.perf_counter()
         if test.n_prompt:
-            sequence.feed(ids[test.depth : test.depth + test.n_prompt])
+            _feed_all(every, ids[test.depth : test.depth + test.n_prompt])
         for token in ids[test.depth : test.depth + test.n_gen]:
-            sequence.feed([token])
+            _feed_all(every, [token])
         elapsed = time.perf_counter() - start
-        kv_bytes = sequence.cache.nbytes
+        kv_bytes = sum(one.cache.nbytes for one in every)
         if i:
-            speeds.append((test.n_prompt + test.n_gen) / elapsed)
+            speeds.append(test.n_parallel * (test.n_prompt + test.n_gen) / elapsed)
     mean = statistics.fmean(speeds)
-    passes = test.n_gen or -(-test.n_prompt // llm.n_batch)
+    passes = test.n_gen or -(-test.n_parallel * test.n_prompt // llm.n_batch)
     per_pass = llm.weight_bytes + kv_bytes if test.n_gen else llm.weight_bytes
-    seconds = (test.n_gen or test.n_prompt) / mean
+    seconds = test.n_parallel * (test.n_gen or test.n_prompt) / mean
     return BenchRow(
         test=test.name,
         kv=kv,
         n_prompt=test.n_prompt,
         n_gen=test.n_gen,
         depth=test.depth,
+        n_parallel=test.n_parallel,
         threads=llm.n_threads,
         tokens_per_second=mean,
+        tokens_per_second_each=mean / test.n_parallel,
         stddev=statistics.stdev(speeds) if len(speeds) > 1 else 0.0,
         kv_bytes=kv_bytes,
         peak_rss_bytes=_peak_rss(),
         read_gb_s=passes * per_pass / seconds / 1e9,
     )
+
+
+def _feed_all(sequences: list[Sequence], ids: list[int]) -> None:
+    """The same tokens to each sequence, computed together."""
+    if len(sequences) == 1:
+        sequences[0].feed(ids)
+        return
+    jobs = [Scoring(ids, lambda job, target=one: target, all_rows=False) for one in sequences]  # type: ignore[misc]
+    sequences[0].scheduler.run(jobs, lambda: None)
+    for job in jobs:
+        job.raise_error()
 
 
 def _reset_peak_rss() -> None:
