@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_tools import load_exact, sequence
 from tiny_models import Tiny
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
@@ -134,6 +135,17 @@ def test_a_full_cache_takes_what_was_planned(tmp_path: Path, settings: dict[str,
     Sequence(Scheduler(model, n_batch=n_batch), cache).feed([i % 97 for i in range(n)])
     planned = cache_bytes(model.config, plan, n, n_batch)
     assert cache.peak_nbytes <= planned <= 1.25 * cache.peak_nbytes  # two tiles of the ring are for partial ones
+
+
+def test_the_peak_of_a_cache_outlives_its_tokens(tmp_path: Path) -> None:
+    """`peak_bytes` is the most there ever was: later, smaller steps made it smaller, and memory looked better."""
+    path = replace(BASE, n_layers=1, n_embd=64, n_ff=64).write(tmp_path / "model.gguf")
+    cache = sequence(load_exact(path), mixed_kv_cache=True, hot_window=64)
+    cache.feed([i % 97 for i in range(300)])
+    peak = cache.cache.peak_nbytes
+    cache.truncate(20)
+    cache.feed([1, 2, 3])
+    assert cache.cache.nbytes < peak == cache.cache.peak_nbytes == cache.cache.stats().peak_bytes
 
 
 def test_the_machine_has_no_more_memory_than_it_has() -> None:
