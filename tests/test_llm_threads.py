@@ -118,6 +118,24 @@ def test_two_methods_from_two_threads(path: Path, tmp_path: Path, pair: tuple[st
     calls.generate()
 
 
+@pytest.mark.parametrize("name", ["reset", "truncate", "load_session", "generate", "logits"])
+def test_a_call_waits_for_one_that_is_between_two_steps(path: Path, tmp_path: Path, name: str) -> None:
+    """Nothing is computed while a callback runs, but the sequence is not free: it would go on from another text."""
+    calls = Calls(path, tmp_path, 1)
+    other = threading.Thread(target=getattr(calls, name), daemon=True)
+    ended_early = []
+
+    def meanwhile(done: int, total: int) -> None:
+        if not other.ident:
+            other.start()
+        other.join(0.1)
+        ended_early.append(not other.is_alive())
+
+    assert calls.llm.generate(A, max_tokens=6, progress=meanwhile, **GREEDY).tokens == calls.a
+    other.join(30)
+    assert not other.is_alive() and ended_early and not any(ended_early)
+
+
 def test_every_public_method_is_tried() -> None:
     public = {name for name, value in vars(mixkv.LLM).items() if callable(value) and not name.startswith("_")}
     elsewhere = {"tokenize", "new_sequence", "stream_batch", "close"}  # no state; through feed; test_llm_batches; below
