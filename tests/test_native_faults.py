@@ -68,6 +68,23 @@ for mib in range(20):
     assert "OutOfMemoryError" in found and "4" in found
 
 
+def test_memory_ends_to_the_last_page() -> None:
+    """A thread's first exception needs memory of the C++ runtime; where it found none the process ended."""
+    found = run("""
+import gc
+gc.disable()
+rng = np.random.default_rng(0)
+q, k = rng.standard_normal((4, 256, 1024), np.float32), rng.standard_normal((64, 1, 1024), np.float32)
+for kib in [*range(0, 1000, 4)] * 2:
+    backend = open_backend(8)  # threads, and arrays to be had again, but no memory for what a task needs
+    mixkv.flash_attn_with_state(q[..., :8].copy(), k[..., :8].copy(), k, backend=backend)
+    with Limit(kib << 10):
+        try: mixkv.flash_attn_with_state(q, k, k, backend=backend)
+        except MemoryError as error: print(type(error).__name__)
+""").split()
+    assert len(found) == 500 and found.count("OutOfMemoryError") > 400
+
+
 @pytest.mark.parametrize(("extra_mib", "least"), [(40, 10), (0.4, 1)])
 def test_threads_that_cannot_be_started_are_done_without(extra_mib: float, least: int) -> None:
     """A stack that could not be had ended the process. Now those that started compute, and there is one warning."""

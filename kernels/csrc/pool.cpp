@@ -6,10 +6,12 @@
 //   epoch  what workers wait on (futex). It only says "look again"; entering is decided by the door.
 //
 // Nothing here or in a task is thread_local: the system allocates such memory when a thread first touches it, and ends
-// the process where it cannot.
+// the process where it cannot. The C++ runtime has some for exceptions in flight: each thread touches it beforehand.
 #include "pool.h"
 
+#include <cxxabi.h>
 #include <pthread.h>
+#include <sys/mman.h>
 
 #include <chrono>
 #include <exception>
@@ -29,7 +31,8 @@ namespace {
 
 constexpr int closed = -(1 << 30);
 constexpr auto spin_time = std::chrono::microseconds(40);
-constexpr size_t stack_bytes = 1 << 20;  // kernels take some tens of KiB; the usual 8 MiB a thread may not be to be had
+constexpr size_t reserve_bytes = 256 << 10;  // for what a thread allocates before it is ready
+constexpr size_t stack_bytes = 1 << 20;      // kernels take some tens of KiB; the usual 8 MiB a thread may not be to be had
 
 inline void pause_cpu() {
 #if defined(__x86_64__)
@@ -37,6 +40,11 @@ inline void pause_cpu() {
 #elif defined(__aarch64__)
     __asm__ volatile("yield");
 #endif
+}
+
+void be_ready_to_throw() {
+    void* volatile touched = abi::__cxa_get_globals();  // declared to have no effects: without a use there is no call
+    (void)touched;
 }
 
 // Spins until ready() or until the time is up; says which.
@@ -68,23 +76,37 @@ struct Pool::Crew {
     struct Worker {
         Crew* crew;
         int thread;
+        void* reserve;
         pthread_t handle;
     };
     std::unique_ptr<Worker[]> workers;
     int n_workers = 0;
+    std::atomic<int> n_ready{0};
 
     explicit Crew(int wanted) : workers(new Worker[size_t(wanted)]) {
         pthread_attr_t attr;
         if (pthread_attr_init(&attr) != 0) return;
         pthread_attr_setstacksize(&attr, stack_bytes);
         auto body = [](void* w) -> void* {
-            static_cast<Worker*>(w)->crew->work(static_cast<Worker*>(w)->thread);
+            const Worker& worker = *static_cast<Worker*>(w);
+            munmap(worker.reserve, reserve_bytes);
+            be_ready_to_throw();
+            worker.crew->n_ready.fetch_add(1);
+            worker.crew->n_ready.notify_one();
+            worker.crew->work(worker.thread);
             return nullptr;
         };
-        for (; n_workers < wanted; ++n_workers) {
+        while (n_workers < wanted) {
             Worker& w = workers[size_t(n_workers)];
             w.crew = this, w.thread = n_workers + 1;
-            if (pthread_create(&w.handle, &attr, body, &w) != 0) break;
+            w.reserve = mmap(nullptr, reserve_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            if (w.reserve == MAP_FAILED) break;
+            if (pthread_create(&w.handle, &attr, body, &w) != 0) {
+                munmap(w.reserve, reserve_bytes);
+                break;
+            }
+            ++n_workers;  // one after the other: nobody else may take what this one gave back for itself
+            for (int n; (n = n_ready.load()) < n_workers;) n_ready.wait(n);
         }
         pthread_attr_destroy(&attr);
     }
@@ -188,6 +210,12 @@ struct ForkHooks {
         if (p->next_) p->next_->previous_ = p->previous_;
     }
 };
+
+Pool::Turn::Turn(Pool& pool) : pool_(pool) {
+    be_ready_to_throw();
+    pool_.mutex_.lock();
+    pool_.taken_ = true;
+}
 
 Pool::Pool(int n_threads) : n_threads_(n_threads) {
     if (n_threads < 1 || n_threads > 1024)

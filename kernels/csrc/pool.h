@@ -29,7 +29,7 @@ public:
 
     class Turn {
     public:
-        explicit Turn(Pool& pool) : pool_(pool) { pool_.mutex_.lock(), pool_.taken_ = true; }
+        explicit Turn(Pool& pool);
         ~Turn() { pool_.taken_ = false, pool_.mutex_.unlock(); }
         Turn(const Turn&) = delete;
         Turn& operator=(const Turn&) = delete;
