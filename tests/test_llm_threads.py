@@ -118,7 +118,7 @@ def test_two_methods_from_two_threads(path: Path, tmp_path: Path, pair: tuple[st
     calls.generate()
 
 
-@pytest.mark.parametrize("name", ["reset", "truncate", "load_session", "generate", "logits"])
+@pytest.mark.parametrize("name", ["reset", "truncate", "load_session"])
 def test_a_call_waits_for_one_that_is_between_two_steps(path: Path, tmp_path: Path, name: str) -> None:
     """Nothing is computed while a callback runs, but the sequence is not free: it would go on from another text."""
     calls = Calls(path, tmp_path, 1)
