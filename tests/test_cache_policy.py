@@ -7,7 +7,7 @@ token has a hot form (exact or degraded) and a cold form, or not, and each tile 
 from __future__ import annotations
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -257,3 +257,29 @@ def test_peak_of_a_long_prompt_is_cold_bytes_and_a_window_of_hot_ones() -> None:
         assert peaks[-1][1] <= max(0, cache.first_hot(n) - 16)
         cache.commit(steps[-1])
     assert most <= 512 + PIECE + TILE
+
+
+@settings(max_examples=300)
+@given(
+    window=st.integers(0, 70), sinks=st.integers(0, 20), reserve=st.integers(0, 20), chunk=st.integers(1, 150),
+    n_ctx=st.integers(40, 600), data=st.data(),
+)  # fmt: skip
+def test_what_is_left_out_of_a_commit_has_cost_no_exact_token(
+    window: int, sinks: int, reserve: int, chunk: int, n_ctx: int, data: st.DataObject
+) -> None:
+    """A draft that is turned down must not have used the ring slot of a token that is hot without it."""
+    cache = CachePolicy(
+        n_ctx=n_ctx, sink_tokens=sinks, hot_window=window, rollback_reserve=reserve, chunk=chunk
+    )  # fmt: skip
+    while cache.n < n_ctx and len(cache.steps(1)):
+        n = data.draw(st.integers(1, min(cache.chunk, n_ctx - cache.n)))
+        step = cache.step(n)
+        rejected = data.draw(st.integers(0, min(n - 1, cache.most_taken_back)))
+        lost = cache.overwritten(step.pos + n)
+        cache.commit(step, n - rejected)
+        assert cache.n == step.pos + n - rejected
+        assert lost <= max(sinks, cache.cold_end(max(0, cache.n - reserve)))
+        assert cache.truncates_exactly(cache.n)
+        assert cache.marks.hot_start <= cache.marks.quant_end <= max(sinks, cache.n)
+        if data.draw(st.integers(0, 5)) == 0:
+            break
