@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mixkv.engine.jobs import BaseJob
-from mixkv.engine.kv import CacheStats
 from mixkv.engine.sampling import Sampler
 from mixkv.engine.scheduler import TAKEN, Part
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.state.stats import CacheStats
 from mixkv.kernels.errors import InputError
 from mixkv.models.batch import F32
 
@@ -152,7 +152,7 @@ class Decode(BaseJob):
             self.fed += n
             if self.fed in self.cuts:
                 self.slots.reached(self)
-        if self.tokens and self.sequence.cache.n >= self.sequence.cache.policy.n_ctx:
+        if self.tokens and self.sequence.cache.n >= self.sequence.cache.n_ctx:
             self.finish("length")
         if self.done:
             self.cache_stats = self.sequence.cache.stats()

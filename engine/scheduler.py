@@ -26,8 +26,8 @@ from typing import Protocol
 
 import numpy as np
 
-from mixkv.engine.kv import BatchStates
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.state.batch import BatchStates
 from mixkv.kernels.errors import InputError
 from mixkv.models.batch import F32, Batch
 from mixkv.models.protocol import Model

@@ -31,6 +31,7 @@ from mixkv.engine.load import demo_model
 from mixkv.kernels import LayerFormat, default_backend
 from mixkv.kernels.errors import ConfigError
 from mixkv.models.gguf import open_gguf
+from mixkv.models.layers import Attention, LayerSpec
 
 F32 = NDArray[np.float32]
 Tensors = dict[str, np.ndarray | Packed]
@@ -38,6 +39,10 @@ MIXED = KVCacheConfig(mixed_kv_cache=True)
 QUANTIZER_ALONE: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 0, "sink_tokens": 0}
 LOUD = (0, 2)
 N_LAYERS, DIM, N_HEADS, N_KV_HEADS, HEAD_DIM, N_FF = 3, 64, 4, 2, 64, 96
+
+
+SPECS = [LayerSpec(Attention(4, 2, 8, 8, 1.0, None), None)]
+"""A layer that attends to everything: what sizes it has changes no plan."""
 
 
 def qwen2(bias: float) -> tuple[dict[str, Any], Tensors]:
@@ -111,7 +116,7 @@ def test_with_the_plan_kl_divergence_falls_tenfold(loud: Path) -> None:
 def test_only_the_layers_with_loud_biases_are_changed(loud: Path) -> None:
     with open_gguf(loud) as gguf:
         plan = plan_layers(HeadStatistics(gguf, default_backend()), MIXED)
-        as_set = CachePlan.of(MIXED, N_LAYERS).layers
+        as_set = CachePlan.of(MIXED, SPECS * N_LAYERS).layers
         assert plan_cache(HeadStatistics(gguf, default_backend()), MIXED).layers == tuple(p.format for p in plan)
     for i, p in enumerate(plan):
         assert p.layer == i and p.changed == (i in LOUD) == (p.format != as_set[i])
@@ -143,7 +148,7 @@ def test_settings_win_over_the_plan(loud: Path) -> None:
         KVCacheConfig(mixed_kv_cache=True, kv_plan="off"), KVCacheConfig(type_k="q4_0"), KVCacheConfig(),
         KVCacheConfig(mixed_kv_cache=True, type_k="f16"),
     ):  # fmt: skip
-        assert layers_of(loud, config) == CachePlan.of(config, N_LAYERS).layers
+        assert layers_of(loud, config) == CachePlan.of(config, SPECS * N_LAYERS).layers
         with open_gguf(loud) as gguf:
             assert not any(p.changed or p.losses for p in plan_layers(HeadStatistics(gguf, default_backend()), config))
     with pytest.raises(ConfigError, match="kv_plan 'yes' must be one of auto, off"):
@@ -167,7 +172,7 @@ def unchanged(path: Path) -> None:
         config = KVCacheConfig(mixed_kv_cache=True, rotate=rotate)
         with open_gguf(path) as gguf:
             plan = plan_layers(HeadStatistics(gguf, default_backend()), config)
-        assert [p.format for p in plan] == list(CachePlan.of(config, len(plan)).layers)
+        assert [p.format for p in plan] == list(CachePlan.of(config, SPECS * len(plan)).layers)
         assert all(list(p.losses) == ["q4_0" + " rotated" * (rotate != "off")] for p in plan), "predicted, and harmless"
 
 
@@ -228,8 +233,8 @@ def test_the_prediction_holds_on_real_text(layer: LayerFormat) -> None:
         drawn = [heads.sample(i) for i in range(llm.config.n_layers)]
     for sample, (q, k), (_, other) in zip(drawn, heads_of(llm, PROSE, n), heads_of(llm, PROSE[half:], n), strict=True):
         assert sample is not None
-        real = score_loss(HeadSample(q[8:], k[8:], other[8:], 0, 0), layer, llm.config.attention_scale)
-        assert 0.9 < real / score_loss(sample, layer, llm.config.attention_scale) < 3
+        real = score_loss(HeadSample(q[8:], k[8:], other[8:], 0, 0), layer, llm.config.attentions[0].scale)
+        assert 0.9 < real / score_loss(sample, layer, llm.config.attentions[0].scale) < 3
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q4_0", "Q8_0"])
