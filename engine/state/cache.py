@@ -24,7 +24,7 @@ class KVCache:
     """The cache of one sequence. `n` tokens are stored; `begin` and `commit` add more; `truncate` takes some back.
 
     backend: that of the model whose keys it keeps. chunk: tokens to attend to at once (see CachePolicy); more may be
-    begun at a time, if no layer sees a window. `states`: of each group of layers; whoever reads them calls `mend` first.
+    begun at a time, if no layer sees a window. `states`: of each group of layers; to be read after a `mend`.
     """
 
     def __init__(

@@ -62,7 +62,7 @@ class SlidingPolicy:
 
     def reaches(self, n: int) -> bool:
         """Whether the ring holds all that the query behind n tokens reads, and those behind it."""
-        return 0 <= n <= self.n and self.marks.oldest <= self.first_read(n)
+        return n == 0 or (0 < n <= self.n and self.marks.oldest <= self.first_read(n))
 
     def truncate(self, n: int) -> None:
         """Forget all but the first n tokens; the ring reaches that."""
