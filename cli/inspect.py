@@ -122,11 +122,13 @@ def config_table(config: ModelConfig) -> dict[str, Any]:
 
 
 def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
-    """Bytes for contexts up to the one that the model was made for: weights, work space, a full cache of each kind."""
+    """Bytes for contexts up to the one that the model was made for: weights, work space, full caches (f16, mixed), and
+    what each kind of layers has of those ("cache_mixed_sliding"), where a model has more than one."""
     from mixkv.engine.cache_config import KVCacheConfig
     from mixkv.engine.kv_plan import plan_cache
     from mixkv.engine.kv_sample import HeadStatistics
     from mixkv.engine.memory import plan_memory
+    from mixkv.engine.state.stats import cache_bytes
     from mixkv.kernels import default_backend
 
     shorter = [1 << i for i in range(9, 32) if 1 << i < config.n_ctx_train]
@@ -140,6 +142,8 @@ def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
             memory = plan_memory(gguf, config, plan, backend, n_ctx=n_ctx, n_batch=N_BATCH)
             row |= {"weights": memory.weights, "scratch": memory.scratch}
             row |= {f"cache_{name}": memory.cache, f"total_{name}": memory.total}
+            kinds = cache_bytes(config, plan, n_ctx, min(N_BATCH, n_ctx))
+            row |= {f"cache_{name}_{kind}": n for kind, n in kinds.items() if len(kinds) > 1}
         rows.append(row)
     return rows
 
@@ -229,9 +233,10 @@ def _print_report(report: dict[str, Any]) -> None:
             ((t["name"], t["type"], " x ".join(map(str, t["shape"])), f"{t['bytes']:,}") for t in report["tensors"]),
         )
     if report["memory"]:
-        columns = ("n_ctx", "weights", "scratch", "cache_f16", "cache_mixed", "total_f16", "total_mixed")
-        rows = ((f"{row['n_ctx']}", *(_mib(row[name]) for name in columns[1:])) for row in report["memory"])
-        _print_table("Memory in MiB, the cache full", columns, rows)
+        first = ("weights", "scratch", "cache_f16", "cache_mixed", "total_f16", "total_mixed")
+        columns = (*first, *(name for name in report["memory"][0] if name not in ("n_ctx", *first)))
+        rows = ((f"{row['n_ctx']}", *(_mib(row[name]) for name in columns)) for row in report["memory"])
+        _print_table("Memory in MiB, the cache full", ("n_ctx", *columns), rows)
     if "kv_plan" in report:
         _print_plan(report["kv_plan"])
 

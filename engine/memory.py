@@ -42,8 +42,8 @@ class MemoryPlan:
 
 
 def plan_memory(
-    gguf: GGUFFile, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, n_batch: int, n_parallel: int = 1,
-    kv_memory: int | None = None, dense: bool = False,
+    gguf: GGUFFile, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, n_batch: int,
+    n_parallel: int = 1, kv_memory: int | None = None, dense: bool = False,
 ) -> MemoryPlan:  # fmt: skip
     """The bytes that loading `gguf` with this cache will need.
 

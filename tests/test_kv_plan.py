@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import tracemalloc
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mixkv.engine.load import demo_model
 from mixkv.kernels import LayerFormat, default_backend
 from mixkv.kernels.errors import ConfigError
 from mixkv.models.gguf import open_gguf
-from mixkv.models.layers import Attention, LayerSpec
+from mixkv.models.layers import Attention, LayerSpec, Recurrent
 
 F32 = NDArray[np.float32]
 Tensors = dict[str, np.ndarray | Packed]
@@ -296,3 +297,21 @@ def test_weights_that_tell_nothing_change_nothing(tmp_path: Path, damage: Any) -
         plan = plan_layers(HeadStatistics(gguf, default_backend()), MIXED)
     assert not any(p.changed for p in plan)
     assert plan[1].losses, "the other layer is planned as ever"
+
+
+def test_layers_that_see_a_window_or_keep_nothing_are_not_planned(loud: Path) -> None:
+    """A window is kept exactly, so its keys, however loud, need no more bits; a layer without keys has no format."""
+    config = KVCacheConfig(mixed_kv_cache=True)
+    window, none = sorted(LOUD)[0], next(i for i in range(N_LAYERS) if i not in LOUD)
+    with open_gguf(loud) as gguf:
+        heads = HeadStatistics(gguf, default_backend())
+        layers = list(heads.config.layers)
+        attention = heads.config.attentions[window]
+        layers[window] = LayerSpec(replace(attention, window=30), layers[window].ffn)
+        layers[none] = LayerSpec(Recurrent((4,), None), layers[none].ffn)
+        heads.config = replace(heads.config, layers=tuple(layers))
+        plan, formats = plan_layers(heads, config), plan_cache(heads, config).layers
+    assert formats[window] == plan[window].format == LayerFormat("f16", "f16", "f16", "f16")
+    assert formats[none] is None and plan[none].why.startswith("keeps no keys")
+    assert not plan[window].changed and "window of 30" in plan[window].why
+    assert [p.changed for p in plan if p.layer != window] == [i in LOUD for i in range(N_LAYERS) if i != window]

@@ -25,7 +25,15 @@ from mixkv.kernels.errors import ConfigError, ContextFullError
 from mixkv.models.batch import F32, Batch
 
 N_CTX, CHUNK = 300, 24
-ALL = (full(), sliding(20), recurrent(), full(kv_from=0), sliding(20), sliding(33, head_dim=32, n_kv_heads=4), full(1, 8))
+ALL = (
+    full(),
+    sliding(20),
+    recurrent(),
+    full(kv_from=0),
+    sliding(20),
+    sliding(33, head_dim=32, n_kv_heads=4),
+    full(1, 8),
+)
 MODELS = {
     "all": ALL,
     "windows": (sliding(20), full(), sliding(1, softcap=3.0), sliding(20, kv_from=0)),
@@ -84,8 +92,8 @@ def test_a_token_reads_what_it_should_whatever_happened_before(
     models: dict[str, FakeModel], name: str, mixed: bool, operations: list[tuple[str, int, int]]
 ) -> None:
     """Every row, after any steps, batches, drafts, truncations, forks: in FP16 against float64, quantized against a
-    sequence that was fed at once. Cutting back far enough to lose hot tokens changes the mixed cache's rows, and is left
-    out of that comparison."""
+    sequence that was fed at once. Cutting back so far that hot tokens are lost changes a mixed cache's rows, and is
+    left out there."""
     model, options = models[name], MIXED if mixed else {}
     if (name, mixed) not in WANTED:
         WANTED[name, mixed] = feed(model, cache_of(model, **options), IDS) if mixed else model.oracle(IDS)
@@ -213,7 +221,9 @@ def test_a_window_is_kept_in_the_caches_float_type(models: dict[str, FakeModel],
     assert plan.format(1).type_k == kind and (plan.hot_window == 0) == (kind == "q8_0")
 
 
-@pytest.mark.parametrize(("layer", "why"), [(1, "sees a window"), (2, "keeps no keys"), (3, "keeps no keys"), (7, "0 to 6")])
+@pytest.mark.parametrize(
+    ("layer", "why"), [(1, "sees a window"), (2, "keeps no keys"), (3, "keeps no keys"), (7, "0 to 6")]
+)
 def test_settings_for_a_layer_that_cannot_have_them_are_refused(
     models: dict[str, FakeModel], layer: int, why: str
 ) -> None:
