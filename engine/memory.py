@@ -55,7 +55,10 @@ def plan_memory(
     else:
         weights = sum(info.n_bytes for info in gguf.tensors.values())
     rows = min(n_batch, n_ctx)
-    pieces = {rows if a.window or plan.hot_window is None else min(rows, PIECE) for a in model.attentions}
+    pieces = {
+        rows if a.window or a.kv_from is not None or plan.hot_window is None else min(rows, PIECE)
+        for a in model.attentions
+    }
     own = backend.work_numbers(
         n_rows=rows, n_ff=max((layer.ffn.n_ff for layer in model.layers if layer.ffn is not None), default=0),
         n_queries=max(pieces, default=0), n_heads=max((a.n_heads for a in model.attentions), default=0), n_keys=n_ctx,

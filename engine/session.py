@@ -56,8 +56,11 @@ def restore_session(path: str | Path, current: Sequence, *, convert: bool = Fals
             raise SessionError(
                 f"session {path} has {header.n} tokens, but the context holds {n_ctx}: load with -c {header.n} or more"
             )
-        pairs = list(zip(header.groups, mine.groups, strict=True))
-        if not convert and (difference := next(filter(None, (a.difference(b) for a, b in pairs)), "")):
+        differences = [
+            theirs.difference(own, state.group.layers)
+            for theirs, own, state in zip(header.groups, mine.groups, current.cache.states, strict=True)
+        ]
+        if not convert and (difference := next(filter(None, differences), "")):
             raise SessionError(
                 f"session {path} was saved with {difference}: load with the same settings, or convert it (convert=True)"
             )
@@ -68,8 +71,8 @@ def restore_session(path: str | Path, current: Sequence, *, convert: bool = Fals
             model, current.cache.plan, current.model.backend, n_ctx=n_ctx, chunk=min(current.scheduler.n_batch, n_ctx)
         )
         with np.errstate(all="ignore"):  # NaN and infinity among the rows are data
-            for state, (theirs, own) in zip(cache.states, pairs, strict=True):
-                fill(reader, theirs, state, convert=bool(theirs.difference(own)))
+            for state, theirs, difference in zip(cache.states, header.groups, differences, strict=True):
+                fill(reader, theirs, state, convert=bool(difference))
         cache.filled()
     restored = Sequence(current.scheduler, cache)
     restored.tokens = tokens.tolist()

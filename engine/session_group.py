@@ -44,8 +44,9 @@ class GroupHeader(Protocol):
     def to_json(self) -> dict[str, Any]:
         """Its fields, for the header."""
 
-    def difference(self, mine: GroupHeader) -> str:
-        """Where the settings of this one and of a cache's own differ, both named; empty where they do not."""
+    def difference(self, mine: GroupHeader, numbers: tuple[int, ...]) -> str:
+        """Where the settings of this one and of a cache's own, of the same shape, differ, both named; empty where they
+        do not. numbers: of the group's layers in the model."""
 
     def same_shape(self, mine: GroupHeader) -> bool:
         """Whether both are of layers that keep the same thing."""
@@ -114,13 +115,13 @@ class MixedHeader:
         marks = Marks(n, hot_start, quant_end, degraded_end)
         return cls(_key_shape(fields), _layers(fields), sinks, window, marks)
 
-    def difference(self, mine: GroupHeader) -> str:
+    def difference(self, mine: GroupHeader, numbers: tuple[int, ...]) -> str:
         assert isinstance(mine, MixedHeader)
         for name in ("hot_window", "sink_tokens"):
             a, b = getattr(self, name), getattr(mine, name)
             if a != b:
                 return f"{name} = {a}, and this cache has {b}"
-        return _layers_differ(self.layers, mine.layers)
+        return _layers_differ(self.layers, mine.layers, numbers)
 
     def same_shape(self, mine: GroupHeader) -> bool:
         return isinstance(mine, MixedHeader) and (self.shape, len(self.layers)) == (mine.shape, len(mine.layers))
@@ -154,9 +155,9 @@ class SlidingHeader:
             raise SessionError("its window and its oldest token contradict each other")
         return cls(_key_shape(fields), _layers(fields), window, oldest)
 
-    def difference(self, mine: GroupHeader) -> str:
+    def difference(self, mine: GroupHeader, numbers: tuple[int, ...]) -> str:
         assert isinstance(mine, SlidingHeader)
-        return _layers_differ(self.layers, mine.layers)
+        return _layers_differ(self.layers, mine.layers, numbers)
 
     def same_shape(self, mine: GroupHeader) -> bool:
         return isinstance(mine, SlidingHeader) and (self.shape, len(self.layers), self.window) == (
@@ -193,7 +194,7 @@ class RecurrentHeader:
                 raise SessionError("its header has no valid shapes")
         return cls(tuple(map(tuple, shapes)), whole(fields, "n_layers", most=1 << 16))
 
-    def difference(self, mine: GroupHeader) -> str:
+    def difference(self, mine: GroupHeader, numbers: tuple[int, ...]) -> str:
         return ""
 
     def same_shape(self, mine: GroupHeader) -> bool:
@@ -231,9 +232,8 @@ def _layers(fields: dict[str, Any]) -> tuple[LayerFormat, ...]:
     return tuple(LayerFormat(**layer) for layer in fields["layers"])
 
 
-def _layers_differ(theirs: tuple[LayerFormat, ...], mine: tuple[LayerFormat, ...]) -> str:
-    """`theirs` are as many as `mine`; layers are numbered within the group."""
-    for i, (a, b) in enumerate(zip(theirs, mine, strict=True)):
+def _layers_differ(theirs: tuple[LayerFormat, ...], mine: tuple[LayerFormat, ...], numbers: tuple[int, ...]) -> str:
+    for i, a, b in zip(numbers, theirs, mine, strict=True):
         if a != b:
             return f"layer {i} = {a}, and this cache has {b}"
     return ""

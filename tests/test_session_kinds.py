@@ -71,6 +71,9 @@ def test_conversion_leaves_what_needs_none_as_it_is(model: FakeModel, tmp_path: 
     save_session(tmp_path / "s", seq)
     with pytest.raises(SessionError, match="convert"):
         restore_session(tmp_path / "s", other)
+    layer_4 = sequence_of(model, **MIXED, per_layer={4: {"type_k": "q8_0"}})
+    with pytest.raises(SessionError, match=r"with layer 4 = .*and this cache has"):  # of the model, not of its group
+        restore_session(tmp_path / "s", layer_4)
     restored = restore_session(tmp_path / "s", other, convert=True)
     rows, wanted = restored.feed(IDS[120:150], all_rows=True), model.oracle(IDS)[120:150]
     assert nmse(rows, wanted) < 0.02
