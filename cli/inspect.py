@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -85,15 +86,13 @@ def cpu_report() -> dict[str, Any]:
 
 def describe(gguf: GGUFFile, *, tensors: bool = False, kv_plan: bool = False) -> dict[str, Any]:
     """Everything about an open model file, fit for JSON. `problem` says why mixkv cannot run it, or is None."""
-    from mixkv.models.config import read_config
-    from mixkv.models.registry import family_of
+    from mixkv.models.registry import read_config
 
     report: dict[str, Any] = {"path": str(gguf.path), "problem": None, "config": None, "memory": []}
     report["metadata"] = {key: _shortened(gguf, key) for key in gguf.metadata}
     try:
-        family_of(gguf)
         config = read_config(gguf)
-        report["config"] = _jsonable(asdict(config))
+        report["config"] = _jsonable(config_table(config))
         report["memory"] = memory_table(gguf, config)
         if kv_plan:
             report["kv_plan"] = plan_table(gguf)
@@ -114,12 +113,22 @@ def describe(gguf: GGUFFile, *, tensors: bool = False, kv_plan: bool = False) ->
     return report
 
 
+def config_table(config: ModelConfig) -> dict[str, Any]:
+    """Hyper-parameters; of layers that are alike, one after the other, one specification with their numbers."""
+    specs = config.layers
+    borders = [0, *(i for i in range(1, len(specs)) if specs[i] != specs[i - 1]), len(specs)]
+    found = [{"layers": str(a) if b == a + 1 else f"{a}-{b - 1}", **asdict(specs[a])} for a, b in pairwise(borders)]
+    return {"n_layers": config.n_layers, **asdict(config), "layers": found}
+
+
 def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
-    """Bytes for contexts up to the one that the model was made for: weights, work space, a full cache of each kind."""
+    """Bytes for contexts up to the one that the model was made for: weights, work space, full caches (f16, mixed), and
+    what each kind of layers has of those ("cache_mixed_sliding"), where a model has more than one."""
     from mixkv.engine.cache_config import KVCacheConfig
     from mixkv.engine.kv_plan import plan_cache
     from mixkv.engine.kv_sample import HeadStatistics
     from mixkv.engine.memory import plan_memory
+    from mixkv.engine.state.stats import cache_bytes
     from mixkv.kernels import default_backend
 
     shorter = [1 << i for i in range(9, 32) if 1 << i < config.n_ctx_train]
@@ -133,6 +142,8 @@ def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
             memory = plan_memory(gguf, config, plan, backend, n_ctx=n_ctx, n_batch=N_BATCH)
             row |= {"weights": memory.weights, "scratch": memory.scratch}
             row |= {f"cache_{name}": memory.cache, f"total_{name}": memory.total}
+            kinds = cache_bytes(config, plan, n_ctx, min(N_BATCH, n_ctx))
+            row |= {f"cache_{name}_{kind}": n for kind, n in kinds.items() if len(kinds) > 1}
         rows.append(row)
     return rows
 
@@ -145,7 +156,13 @@ def plan_table(gguf: GGUFFile) -> list[dict[str, Any]]:
     from mixkv.kernels import default_backend
 
     return [
-        {"layer": p.layer, **asdict(p.format), "changed": p.changed, "losses": _jsonable(p.losses), "why": p.why}
+        {
+            "layer": p.layer,
+            **(asdict(p.format) if p.format else {}),
+            "changed": p.changed,
+            "losses": _jsonable(p.losses),
+            "why": p.why,
+        }
         for p in plan_layers(HeadStatistics(gguf, default_backend()), KVCacheConfig(mixed_kv_cache=True))
     ]
 
@@ -200,7 +217,10 @@ def _print_report(report: dict[str, Any]) -> None:
         print(f"mixkv cannot run this model: {harmless(report['problem'])}")
     _print_table("Metadata", ("key", "value"), ((key, _text(value)) for key, value in report["metadata"].items()))
     if report["config"]:
-        _print_table("Model", ("", ""), ((key, _text(value)) for key, value in report["config"].items()))
+        common = ((key, _text(value)) for key, value in report["config"].items() if key != "layers")
+        parts = ("layers", "mixer", "ffn", "norms")
+        _print_table("Model", ("", ""), common)
+        _print_table("Layers", parts, ([_text(run[part]) for part in parts] for run in report["config"]["layers"]))
     _print_table(
         "Weights",
         ("type", "tensors", "elements", "MiB"),
@@ -213,9 +233,10 @@ def _print_report(report: dict[str, Any]) -> None:
             ((t["name"], t["type"], " x ".join(map(str, t["shape"])), f"{t['bytes']:,}") for t in report["tensors"]),
         )
     if report["memory"]:
-        columns = ("n_ctx", "weights", "scratch", "cache_f16", "cache_mixed", "total_f16", "total_mixed")
-        rows = ((f"{row['n_ctx']}", *(_mib(row[name]) for name in columns[1:])) for row in report["memory"])
-        _print_table("Memory in MiB, the cache full", columns, rows)
+        first = ("weights", "scratch", "cache_f16", "cache_mixed", "total_f16", "total_mixed")
+        columns = (*first, *(name for name in report["memory"][0] if name not in ("n_ctx", *first)))
+        rows = ((f"{row['n_ctx']}", *(_mib(row[name]) for name in columns)) for row in report["memory"])
+        _print_table("Memory in MiB, the cache full", ("n_ctx", *columns), rows)
     if "kv_plan" in report:
         _print_plan(report["kv_plan"])
 
@@ -223,9 +244,9 @@ def _print_report(report: dict[str, Any]) -> None:
 def _print_plan(layers: list[dict[str, Any]]) -> None:
     from mixkv.engine.kv_plan import MOST_LOSS
 
-    rotated = {(False, False): "off", (True, True): "on", (True, False): "K", (False, True): "V"}
+    rotated = {(False, False): "off", (True, True): "on", (True, False): "K", (False, True): "V", (None, None): ""}
     rows = (
-        (str(p["layer"]), p["type_k"], p["type_v"], rotated[p["rotate_k"], p["rotate_v"]],
+        (str(p["layer"]), p.get("type_k", ""), p.get("type_v", ""), rotated[p.get("rotate_k"), p.get("rotate_v")],
          ("changed: " if p["changed"] else "") + p["why"])
         for p in layers
     )  # fmt: skip
@@ -241,11 +262,11 @@ def _text(value: Any) -> str:
         more = ", ..." if value["length"] > len(value["first"]) else ""
         return f"[{', '.join(map(repr, value['first']))}{more}] ({value['length']})"
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items())
+        return ", ".join(f"{key}: {_text(item)}" for key, item in value.items() if item not in (None, "", []))
     if isinstance(value, float):
         return f"{value:.7g}"
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join(map(_text, value))
     return str(value).replace("\n", "\\n")
 
 

@@ -43,7 +43,7 @@ def open_llm(opening: Opening, terminal: Terminal) -> LLM:
         )  # fmt: skip
     if opening.machine.mlock:
         lock_memory(terminal)
-    as_set = CachePlan.of(config, llm.config.n_layers).within(llm.n_ctx)
+    as_set = CachePlan.of(config, llm.config.layers).within(llm.n_ctx)
     changed = sum(mine != asked for mine, asked in zip(llm.cache.plan.layers, as_set.layers, strict=True))
     if changed:
         terminal.note(

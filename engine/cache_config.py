@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mixkv.kernels import LayerFormat, cache_type
 from mixkv.kernels.errors import ConfigError
 from mixkv.kernels.formats import check_q4_scale
+from mixkv.models.layers import Attention, LayerSpec
 
 ROTATE = ("auto", "on", "off")
 KV_PLANS = ("auto", "off")
@@ -80,34 +81,65 @@ def _check_layer(type_k: str | None, type_v: str | None, rotate: str) -> None:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """The cache of one model: a format for each layer and the policy's numbers. hot_window None: never cold."""
+    """The cache of one model: a format for each layer and the policy's numbers. hot_window None: never cold.
 
-    layers: tuple[LayerFormat, ...]
+    layers: None for those that keep no keys of their own. Layers that see a window have one type, hot and cold.
+    """
+
+    layers: tuple[LayerFormat | None, ...]
     hot_window: int | None
     sink_tokens: int
     rollback_reserve: int = 0
 
     @classmethod
-    def of(cls, config: KVCacheConfig, n_layers: int) -> CachePlan:
-        """Resolve `config` for a model of n_layers. ConfigError if per_layer names a layer that it lacks."""
-        if beyond := [i for i in config.per_layer if i >= n_layers]:
-            raise ConfigError(f"per_layer names layer {beyond[0]}, but the model has layers 0 to {n_layers - 1}")
-        layers = tuple(_layer_format(config, config.per_layer.get(i, {})) for i in range(n_layers))
-        floats = all(cache_type(kind).is_float for f in layers for kind in (f.type_k, f.type_v))
+    def of(cls, config: KVCacheConfig, layers: Sequence[LayerSpec]) -> CachePlan:
+        """Resolve `config` for a model of these layers: only layers that attend to everything turn cold. ConfigError if
+        per_layer names a layer that the model lacks, or that keeps nothing which could turn cold."""
+        if beyond := [i for i in config.per_layer if i >= len(layers)]:
+            raise ConfigError(f"per_layer names layer {beyond[0]}, but the model has layers 0 to {len(layers) - 1}")
+        formats = tuple(_format_of(config, i, layer) for i, layer in enumerate(layers))
+        floats = all(
+            cache_type(f.type_k).is_float and cache_type(f.type_v).is_float
+            for layer, f in zip(layers, formats, strict=True)
+            if f is not None and turns_cold(layer)
+        )
         if config.mixed_kv_cache and not floats:
-            return cls(layers, config.hot_window, config.sink_tokens, config.rollback_reserve)
+            return cls(formats, config.hot_window, config.sink_tokens, config.rollback_reserve)
         # Uniform caches are this machinery with other settings: float types are hot for ever (so are cold types that
         # lose nothing, bit for bit), quantized ones have no window and no sinks, so that a token is quantized as soon
         # as its tile is full.
-        return cls(layers, None if floats else 0, 0, config.rollback_reserve)
+        return cls(formats, None if floats else 0, 0, config.rollback_reserve)
+
+    def format(self, layer: int) -> LayerFormat:
+        """Of a layer that keeps keys."""
+        found = self.layers[layer]
+        assert found is not None, "this layer keeps no keys"
+        return found
 
     def within(self, n_ctx: int) -> CachePlan:
         """The plan for a context of n_ctx tokens. If the window covers it nothing turns cold, so nothing is rotated
         either: the cache is a plain FP16 one, bit for bit."""
         if self.hot_window is None or self.hot_window < n_ctx:
             return self
-        layers = tuple(LayerFormat(f.hot_k, f.hot_v, f.hot_k, f.hot_v) for f in self.layers)
+        layers = tuple(f and LayerFormat(f.hot_k, f.hot_v, f.hot_k, f.hot_v) for f in self.layers)
         return CachePlan(layers, None, 0, self.rollback_reserve)
+
+
+def turns_cold(layer: LayerSpec) -> bool:
+    """Whether a layer keeps keys for ever, of its own: those that it need not keep exactly."""
+    return isinstance(layer.mixer, Attention) and not layer.mixer.window and layer.mixer.kv_from is None
+
+
+def _format_of(config: KVCacheConfig, i: int, layer: LayerSpec) -> LayerFormat | None:
+    mixer = layer.mixer
+    if i in config.per_layer and not turns_cold(layer):
+        sees_window = isinstance(mixer, Attention) and mixer.window
+        what = "sees a window, which is kept exactly" if sees_window else "keeps no keys of its own"
+        raise ConfigError(f"per_layer names layer {i}, but that one {what}: leave it out")
+    if not isinstance(mixer, Attention) or mixer.kv_from is not None:
+        return None
+    chosen = _layer_format(config, config.per_layer.get(i, {}))
+    return LayerFormat(chosen.hot_k, chosen.hot_v, chosen.hot_k, chosen.hot_v) if mixer.window else chosen
 
 
 def _layer_format(config: KVCacheConfig, override: Mapping[str, str]) -> LayerFormat:

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mixkv.engine.jobs import TAKEN, BaseJob, Part
-from mixkv.engine.kv import CacheStats
 from mixkv.engine.sampling import Sampler
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.state.stats import CacheStats
 from mixkv.kernels.errors import InputError
 from mixkv.models.batch import F32
 
@@ -151,7 +151,7 @@ class Decode(BaseJob):
             self.fed += n
             if self.fed in self.cuts:
                 self.slots.reached(self)
-        if self.tokens and self.sequence.cache.n >= self.sequence.cache.policy.n_ctx:
+        if self.tokens and self.sequence.cache.n >= self.sequence.cache.n_ctx:
             self.finish("length")
         if self.done:
             self.cache_stats = self.sequence.cache.stats()

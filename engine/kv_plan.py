@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mixkv.engine.cache_config import CachePlan, KVCacheConfig
-from mixkv.engine.kv import RowBytes
+from mixkv.engine.cache_config import CachePlan, KVCacheConfig, turns_cold
 from mixkv.engine.kv_sample import HeadSample, HeadStatistics
+from mixkv.engine.state.mixed import RowBytes
 from mixkv.kernels import CACHE_TYPES, LayerFormat, cache_type
 from mixkv.kernels.formats import decode, encode
 from mixkv.kernels.numeric import hadamard
-from mixkv.models.config import ModelConfig
+from mixkv.models.layers import Attention, LayerSpec
 
 MOST_LOSS = 0.2
 """Loss (see `score_loss`) up to which a layer's keys are left alone: twice what 4 bits cost ordinary keys."""
@@ -31,7 +31,8 @@ LEAST_SIGNAL = 0.25
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer's format and why. changed: whether it differs from what the settings alone give.
+    """One layer's format (None: it keeps no keys) and why. changed: whether it differs from what the settings alone
+    give.
 
     losses: predicted `score_loss` of each option that was looked at ("q4_0 rotated", "q8_0"), in that order.
     k_bias, k_spread: norm of the largest key bias of a head, and of what varies in that head's keys. None and no
@@ -39,7 +40,7 @@ class LayerPlan:
     """
 
     layer: int
-    format: LayerFormat
+    format: LayerFormat | None
     why: str
     changed: bool = False
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -52,7 +53,7 @@ def plan_cache(heads: HeadStatistics, config: KVCacheConfig) -> CachePlan:
 
     Raises ConfigError as CachePlan.of does.
     """
-    plan = CachePlan.of(config, heads.config.n_layers)
+    plan = CachePlan.of(config, heads.config.layers)
     if not _is_planned(config):
         return plan
     return replace(plan, layers=tuple(layer.format for layer in plan_layers(heads, config)))
@@ -61,19 +62,21 @@ def plan_cache(heads: HeadStatistics, config: KVCacheConfig) -> CachePlan:
 def plan_layers(heads: HeadStatistics, config: KVCacheConfig) -> list[LayerPlan]:
     """The plan of every layer, with its reasons. Raises what `plan_cache` raises."""
     model = heads.config
-    formats = CachePlan.of(config, model.n_layers).layers
+    formats = CachePlan.of(config, model.layers).layers
     plans = [_plan_layer(heads, config, i, base) for i, base in enumerate(formats)]
-    return [replace(p, why=p.why + _note_on_bytes(model, p.format)) for p in plans]
+    return [replace(p, why=p.why + _note_on_bytes(model.layers[p.layer], p.format)) for p in plans]
 
 
-def _note_on_bytes(model: ModelConfig, layer: LayerFormat) -> str:
+def _note_on_bytes(spec: LayerSpec, layer: LayerFormat | None) -> str:
     """Small heads are padded to whole blocks, which may cost more than quantizing saves: people should know."""
-    rows = RowBytes.of(model, CachePlan((layer,), hot_window=0, sink_tokens=0))
+    if layer is None or not isinstance(spec.mixer, Attention):
+        return ""
+    rows = RowBytes.of(spec.mixer.kv_shape, [layer])
     if rows.cold < rows.hot or (cache_type(layer.type_k).is_float and cache_type(layer.type_v).is_float):
         return ""
     return (
-        f"; saves no memory, {rows.cold} bytes a token against {rows.hot} in FP16, since heads of {model.head_dim_k} "
-        "numbers are padded to blocks of 32: use the plain f16 cache"
+        f"; saves no memory, {rows.cold} bytes a token against {rows.hot} in FP16, since heads of "
+        f"{spec.mixer.head_dim_k} numbers are padded to blocks of 32: use the plain f16 cache"
     )
 
 
@@ -81,7 +84,13 @@ def _is_planned(config: KVCacheConfig) -> bool:
     return config.kv_plan == "auto" and config.mixed_kv_cache
 
 
-def _plan_layer(heads: HeadStatistics, config: KVCacheConfig, layer: int, base: LayerFormat) -> LayerPlan:
+def _plan_layer(heads: HeadStatistics, config: KVCacheConfig, layer: int, base: LayerFormat | None) -> LayerPlan:
+    spec = heads.config.layers[layer]
+    attention = spec.mixer
+    if base is None or not isinstance(attention, Attention):
+        return LayerPlan(layer, base, "keeps no keys of its own")
+    if not turns_cold(spec):
+        return LayerPlan(layer, base, f"sees a window of {attention.window} tokens, which is kept exactly")
     if not _is_planned(config):
         return LayerPlan(layer, base, "as the settings say: only the mixed cache is planned, where kv_plan is auto")
     if layer in config.per_layer:
@@ -94,7 +103,7 @@ def _plan_layer(heads: HeadStatistics, config: KVCacheConfig, layer: int, base: 
     losses: dict[LayerFormat, float] = {}
     best = base
     for step in _options(base, config.rotate):
-        losses |= {option: score_loss(sample, option, heads.config.attention_scale) for option in step}
+        losses |= {option: score_loss(sample, option, attention.scale) for option in step}
         best = min(losses, key=lambda option: losses[option])
         if losses[best] <= MOST_LOSS:
             break

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 from mixkv.kernels import Backend
 from mixkv.kernels.ggml import BLOCK_SIZES
 from mixkv.kernels.numeric import rms_norm, rope
-from mixkv.models.config import ModelConfig, read_config
+from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.gguf_types import WEIGHT_TYPES
+from mixkv.models.layers import Attention
 from mixkv.models.llama import F32
-from mixkv.models.registry import family_of
+from mixkv.models.registry import read_config
+from mixkv.models.rope import RopeConfig
 
 HEADS = 8
 COLUMNS = 256
@@ -65,50 +67,56 @@ class HeadStatistics:
         self._backend = backend
         self._gguf: GGUFFile | None = gguf
         self._layers: list[tuple[_Side, _Side] | None] = []  # q and k; None where the file does not have what it takes
-        self._angles = np.empty(0, np.float32)
-        self._interleaved = False
+        self._factors: dict[int, F32 | None] = {}  # n_rot / 2 -> factors on the frequencies, where the file has some
 
     def read(self) -> None:
         """Read from the file what samples are drawn from; does nothing when called again."""
         if self._gguf is None:
             return
         gguf, config = self._gguf, self.config
-        self._interleaved = family_of(gguf).interleaved_rope
         with np.errstate(all="ignore"):  # NaN and infinity among the weights are data
-            factors = _vector(gguf, "rope_freqs.weight", config.rope.n_rot // 2)
-            self._angles = config.rope.inv_freq(factors) * np.float32(max(1, config.n_ctx_train // TOKENS))
+            halves = {a.rope.n_rot // 2 for a in config.attentions if a.rope is not None}
+            self._factors = {n: _vector(gguf, "rope_freqs.weight", n) for n in halves}
             self._layers = [_read_layer(gguf, config, self._backend, i) for i in range(config.n_layers)]
         self._gguf = None
 
     def sample(self, layer: int) -> HeadSample | None:
         """A sample of `layer`, the same each time; None where the weights do not tell."""
         self.read()
-        sides = self._layers[layer]
+        sides, attention = self._layers[layer], self.config.layers[layer].mixer
         if sides is None:
             return None
+        assert isinstance(attention, Attention)
         rng = np.random.default_rng(layer)
         with np.errstate(all="ignore"):
-            q, k, other_k = (self._draw(side, rng) for side in (sides[0], sides[1], sides[1]))
+            q, k, other_k = (self._draw(side, rng, attention.rope) for side in (sides[0], sides[1], sides[1]))
             if not (np.isfinite(q).all() and np.isfinite(k).all() and np.isfinite(other_k).all()):
                 return None
             biases, spreads = (np.linalg.norm(x, axis=1) for x in (sides[1].bias, sides[1].deviation))
         return HeadSample(q, k, other_k, float(biases.max()), float(spreads[biases.argmax()]))
 
-    def _draw(self, side: _Side, rng: np.random.Generator) -> F32:
+    def _draw(self, side: _Side, rng: np.random.Generator, turn: RopeConfig | None) -> F32:
         """Queries or keys (TOKENS, heads, head_dim), with QK norm and RoPE."""
         noise = rng.standard_normal((TOKENS, *side.bias.shape), np.float32)
         x = (side.bias + side.deviation * noise).astype(np.float32)
         if side.gain is not None:
             x = rms_norm(x, side.gain, self.config.rms_eps)
-        return rope(x, np.arange(len(x)), self._angles, self._interleaved, self.config.rope.magnitude)
+        if turn is None:
+            return x
+        angles = turn.inv_freq(self._factors[turn.n_rot // 2]) * np.float32(max(1, self.config.n_ctx_train // TOKENS))
+        return rope(x, np.arange(len(x)), angles, turn.interleaved, turn.magnitude)
 
 
 def _read_layer(gguf: GGUFFile, config: ModelConfig, backend: Backend, layer: int) -> tuple[_Side, _Side] | None:
     """Queries and keys of the loudest heads of a layer; None where the file does not have what it takes."""
-    prefix, dim, head_dim = f"blk.{layer}.", config.n_embd, config.head_dim_k
+    attention = config.layers[layer].mixer
+    if not isinstance(attention, Attention) or attention.kv_from is not None:
+        return None
+    prefix, dim, head_dim = f"blk.{layer}.", config.n_embd, attention.head_dim_k
+    n_heads, n_kv_heads = attention.n_heads, attention.n_kv_heads
     gain = _vector(gguf, f"{prefix}attn_norm.weight", dim)
-    bias_q = _bias(gguf, f"{prefix}attn_q.bias", config.n_heads, head_dim)
-    bias_k = _bias(gguf, f"{prefix}attn_k.bias", config.n_kv_heads, head_dim)
+    bias_q = _bias(gguf, f"{prefix}attn_q.bias", n_heads, head_dim)
+    bias_k = _bias(gguf, f"{prefix}attn_k.bias", n_kv_heads, head_dim)
     if gain is None or bias_q is None or bias_k is None:
         return None
 
@@ -120,10 +128,10 @@ def _read_layer(gguf: GGUFFile, config: ModelConfig, backend: Backend, layer: in
         return _Side(bias[at], norms.reshape(len(at), head_dim), _vector(gguf, f"{prefix}{name}_norm.weight", head_dim))
 
     heads = _loudest(bias_k)
-    group = config.n_heads // config.n_kv_heads
+    group = n_heads // n_kv_heads
     readers = heads * group + np.linalg.norm(bias_q.reshape(-1, group, head_dim)[heads], axis=2).argmax(axis=1)
-    q = side("attn_q", readers, config.n_heads, bias_q)
-    k = side("attn_k", heads, config.n_kv_heads, bias_k)
+    q = side("attn_q", readers, n_heads, bias_q)
+    k = side("attn_k", heads, n_kv_heads, bias_k)
     return None if q is None or k is None else (q, k)
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from mixkv.engine.batches import BatchRun, each_prompts_params
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.generation import Generation
-from mixkv.engine.kv import KVCache
 from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.loaded import Loaded
@@ -26,6 +25,7 @@ from mixkv.engine.scoring import Scoring
 from mixkv.engine.sequence import Progress, Sequence
 from mixkv.engine.session import restore_session, save_session
 from mixkv.engine.slots import Slots
+from mixkv.engine.state.cache import KVCache
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.kernels import Backend
 from mixkv.kernels.errors import InputError, MixkvError
@@ -219,9 +219,13 @@ class LLM:
             sequence.clear()
 
     def truncate(self, n: int) -> None:
-        """Forget all but the first n tokens; InputError if there are fewer."""
+        """Forget all but the first n tokens; InputError if there are fewer. What a cache that cannot be cut there loses
+        besides is computed again."""
         with self._in_hand() as sequence:
-            sequence.truncate(n)
+            lost = sequence.tokens[:n]
+            lost = lost[sequence.truncate(n) :]
+        if lost:
+            sequence.feed(lost)
 
     def save_session(self, path: str | Path) -> None:
         """Write the sequence (tokens and cache) to a file, whole or not at all. SessionError says what failed."""

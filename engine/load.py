@@ -22,9 +22,8 @@ from mixkv.engine.tokenizer import load_tokenizer
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.kernels import Backend, open_backend
 from mixkv.kernels.errors import ConfigError, GGUFError
-from mixkv.models.config import read_config
 from mixkv.models.gguf import GGUFFile, open_gguf
-from mixkv.models.registry import family_of, load_model
+from mixkv.models.registry import load_model, read_config
 
 PREFIX_REUSE = ("on", "exact", "off")
 MAX_CTX = 1 << 31
@@ -74,7 +73,6 @@ def load(
     backend = open_backend(choose_threads(n_threads))
     gguf = open_gguf(demo_model() if path is None else path, overrides)
     try:
-        family_of(gguf)
         model_config = read_config(gguf)
         heads = HeadStatistics(gguf, backend)
         plan = plan_cache(heads, config)

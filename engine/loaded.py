@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
-from mixkv.engine.kv import KVCache
 from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.state.cache import KVCache
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile

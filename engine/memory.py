@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixkv.engine.cache import PIECE, CachePolicy
 from mixkv.engine.cache_config import CachePlan
-from mixkv.engine.kv import RowBytes
+from mixkv.engine.state.mixed_policy import PIECE
+from mixkv.engine.state.stats import cache_bytes
 from mixkv.kernels import Backend
 from mixkv.kernels.errors import OutOfMemoryError
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
+from mixkv.models.layers import Attention, LayerSpec
 
 MIB = 1 << 20
 FIXED_SCRATCH = 64 * MIB
@@ -40,17 +41,6 @@ class MemoryPlan:
             )
 
 
-def cache_bytes(model: ModelConfig, plan: CachePlan, n_ctx: int, chunk: int) -> int:
-    """Bytes of a full cache of n_ctx tokens, at the fullest moment."""
-    rows = RowBytes.of(model, plan)
-    policy = CachePolicy(
-        n_ctx=n_ctx, sink_tokens=plan.sink_tokens, hot_window=plan.hot_window,
-        rollback_reserve=plan.rollback_reserve, chunk=chunk,
-    )  # fmt: skip
-    cold = 0 if plan.hot_window is None else max(0, policy.cold_end(n_ctx) - plan.sink_tokens)
-    return rows.total(min(n_ctx, plan.sink_tokens), min(n_ctx, policy.hot_tiles * 16), cold)
-
-
 def plan_memory(
     gguf: GGUFFile, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, n_batch: int,
     n_parallel: int = 1, kv_memory: int | None = None, dense: bool = False,
@@ -65,20 +55,35 @@ def plan_memory(
     else:
         weights = sum(info.n_bytes for info in gguf.tensors.values())
     rows = min(n_batch, n_ctx)
-    piece = rows if plan.hot_window is None else min(rows, PIECE)
-    own = backend.work_numbers(n_rows=rows, n_ff=model.n_ff, n_queries=piece, n_heads=model.n_heads, n_keys=n_ctx)
-    scratch = 4 * (rows * _row_width(model) + model.n_vocab + own) + FIXED_SCRATCH
-    caches = n_parallel * cache_bytes(model, plan, n_ctx, n_batch)
+    pieces = {
+        rows if a.window or a.kv_from is not None or plan.hot_window is None else min(rows, PIECE)
+        for a in model.attentions
+    }
+    own = backend.work_numbers(
+        n_rows=rows, n_ff=max((layer.ffn.n_ff for layer in model.layers if layer.ffn is not None), default=0),
+        n_queries=max(pieces, default=0), n_heads=max((a.n_heads for a in model.attentions), default=0), n_keys=n_ctx,
+    )  # fmt: skip
+    width = max(_row_width(model.n_embd, layer) for layer in model.layers)
+    scratch = 4 * (rows * width + model.n_vocab + own) + FIXED_SCRATCH
+    caches = n_parallel * sum(cache_bytes(model, plan, n_ctx, min(n_batch, n_ctx)).values())
     return MemoryPlan(weights, caches if kv_memory is None else min(caches, kv_memory), scratch)
 
 
-def _row_width(model: ModelConfig) -> int:
-    """Numbers that a forward pass holds for each row of a chunk at its fullest moment (models/, csrc/linear.cpp)."""
-    dim, out = model.n_embd, model.n_heads * model.head_dim_v
-    qkv = model.n_heads * model.head_dim_k + model.n_kv_heads * (model.head_dim_k + model.head_dim_v)
+def _row_width(dim: int, layer: LayerSpec) -> int:
+    """Numbers that a forward pass holds for each row of a chunk at a layer's fullest moment (models/, csrc/linear.cpp).
+
+    dim: n_embd. What a recurrent mixer works with is counted as its state, which has about the size of its rows.
+    """
+    mixer, n_ff, n_rot = layer.mixer, 0 if layer.ffn is None else layer.ffn.n_ff, 0
+    if isinstance(mixer, Attention):
+        out, qkv = mixer.n_heads * mixer.head_dim_v, mixer.n_heads * mixer.head_dim_k + mixer.kv_numbers
+        n_rot = 0 if mixer.rope is None else mixer.rope.n_rot
+    else:
+        out = 0 if mixer is None else sum(shape[0] for shape in mixer.shapes)
+        qkv = 2 * out
     # kept from call to call: rows normed for QKV and for the MLP, with their codes; the MLP's inner rows; the codes of
     # attention's output; cos and sin of the last four chunks
-    kept = 3 * dim + model.n_ff + out // 2 + 4 * model.rope.n_rot
+    kept = 3 * dim + n_ff + out // 2 + 4 * n_rot
     # q, k, v and the attention's output of a layer live until the next layer's take their place
     return kept + max(3 * dim + qkv + out, dim + 2 * qkv + out, dim + qkv + 2 * out)
 

@@ -53,9 +53,8 @@ def encode_prompt(text: str, tokenizer: Tokenizer, *, parse_special: bool) -> li
 
 def warn_beyond_training(n_ctx: int, config: ModelConfig) -> None:
     """MixkvWarning for a context that is longer than the model was trained for, RoPE's stretching counted in."""
-    rope = config.rope
-    stretched = rope.n_ctx_orig * rope.factor if rope.scaling != "none" else 0
-    limit = max(config.n_ctx_train, int(stretched))
+    ropes = [a.rope for a in config.attentions if a.rope is not None and a.rope.scaling != "none"]
+    limit = max([config.n_ctx_train, *(int(rope.n_ctx_orig * rope.factor) for rope in ropes)])
     if n_ctx > limit:
         warnings.warn(
             f"a context of {n_ctx} tokens is more than the {limit} that the model was trained for: expect nonsense "

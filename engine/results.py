@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mixkv.engine.kv import CacheStats
+from mixkv.engine.state.stats import CacheStats
 from mixkv.kernels.errors import MixkvError
 
 

@@ -43,7 +43,7 @@ class Scoring(BaseJob):
         assert self.sequence is not None
         if self.restart:
             self.sequence.clear()
-        self.sequence.cache.policy.check_room(len(self.prompt))
+        self.sequence.cache.check_room(len(self.prompt))
 
     def next_part(self, most: int) -> Part:
         ids = self.prompt[self._fed : self._fed + most]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Ids
 from typing import TYPE_CHECKING
 
-from mixkv.engine.kv import KVCache
+from mixkv.engine.state.cache import KVCache
 from mixkv.models.batch import F32
 from mixkv.models.protocol import Model
 
@@ -51,17 +51,20 @@ class Sequence:
         The last token is left out because somebody has to compute the logits after it. exact: start over rather
         than keep a cache whose recent tokens would be dequantized ones.
         """
-        n = common_prefix(self.tokens, ids[:-1])
-        if exact and not self.cache.policy.truncates_exactly(n):
-            n = 0
-        self.truncate(n)
-        return n
+        return self.truncate(self.kept_prefix(ids, exact))
 
-    def truncate(self, n: int) -> None:
-        """Forget all but the first n tokens."""
-        self.cache.truncate(n)
-        del self.tokens[n:]
+    def kept_prefix(self, ids: Ids[int], exact: bool = False) -> int:
+        """How many tokens `keep_prefix` will keep."""
+        n = self.cache.kept(common_prefix(self.tokens, ids[:-1]))
+        return 0 if exact and not self.cache.truncates_exactly(n) else n
+
+    def truncate(self, n: int) -> int:
+        """Forget all but the first n tokens; returns how many are left, which are fewer where the cache cannot be cut
+        there (KVCache.truncate)."""
+        left = self.cache.truncate(n)
+        del self.tokens[left:]
         self.cuts += 1
+        return left
 
     def clear(self) -> None:
         """Forget every token, and the cache's peak with them."""

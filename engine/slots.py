@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from mixkv.engine.decode import Decode
-from mixkv.engine.kv import KVCache
 from mixkv.engine.scoring import Scoring
 from mixkv.engine.sequence import Sequence, common_prefix
+from mixkv.engine.state.cache import KVCache
 
 LEAST_SHARED = 32
 """Tokens of a common beginning from which on prompts wait for each other."""
@@ -119,8 +119,7 @@ class Slots:
         """Tokens of the job's prompt that the sequence has, as `Sequence.keep_prefix` counts them."""
         if sequence.job is not None or isinstance(job, Scoring) or job.prefix_reuse == "off":
             return 0
-        n = common_prefix(sequence.tokens, job.prompt[:-1])
-        return n if job.prefix_reuse == "on" or sequence.cache.policy.truncates_exactly(n) else 0
+        return sequence.kept_prefix(job.prompt, job.prefix_reuse == "exact")
 
 
 def _shared_length(a: Decode, b: Decode) -> int:

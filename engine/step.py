@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixkv.engine.jobs import Job, Part
-from mixkv.engine.kv import BatchStates
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.state.batch import BatchStates
 from mixkv.models.batch import F32, Batch
 from mixkv.models.protocol import Model
 

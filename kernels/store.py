@@ -4,7 +4,7 @@ Each layer has rows in its hot type for the sinks (positions j < S) and for a ri
 rows in its cold types for old ones. Tile i holds positions S + 16 i ... S + 16 i + 15 and lives, while it is hot, in
 ring slot i % hot_tiles. Where the ring has a slot for every tile and both forms are written alike, there is one form,
 and the ring is the cold area too. The store follows orders: who is hot and who reads what is decided by
-engine/cache.py, on integers alone; it knows what it holds, and refuses to read the rest. Cold rows are reserved for the
+engine/state/, on integers alone; it knows what it holds, and refuses to read the rest. Cold rows are reserved for the
 whole context, and the operating system hands out pages as they are first written.
 """
 

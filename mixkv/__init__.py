@@ -13,11 +13,12 @@ from typing import Any
 _HOMES = {
     "engine.cache_config": ("KVCacheConfig",),
     "engine.generation": ("Generation",),
-    "engine.kv": ("CacheStats", "KVCache"),
     "engine.llm": ("LLM",),
     "engine.load": ("generate", "load"),
     "engine.results": ("Chunk", "Completion", "GenerationStats", "TokenLogprob"),
     "engine.sampling": ("SamplingParams",),
+    "engine.state.cache": ("KVCache",),
+    "engine.state.stats": ("CacheStats",),
     "kernels.attention": ("attend", "flash_attn_with_state"),
     "kernels.formats": ("QuantizedRows",),
     "kernels.state": ("AttentionState", "empty_state", "finalize", "merge", "sink_state"),

@@ -1,10 +1,11 @@
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.generation import Generation
-from mixkv.engine.kv import CacheStats, KVCache
 from mixkv.engine.llm import LLM
 from mixkv.engine.load import generate, load
 from mixkv.engine.results import Chunk, Completion, GenerationStats, TokenLogprob
 from mixkv.engine.sampling import SamplingParams
+from mixkv.engine.state.cache import KVCache
+from mixkv.engine.state.stats import CacheStats
 from mixkv.kernels import (
     AttentionState,
     QuantizedRows,

@@ -6,7 +6,7 @@ becomes depends on its sequence and position alone, never on what else is in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +62,23 @@ class Batch:
 class States(Protocol):
     """What the sequences of a batch have kept of their past, in the order of its runs."""
 
-    def attend(self, layer: int, q: F32, k: F32, v: F32) -> F32:
+    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None) -> F32:
         """Store k, v (n, n_kv_heads, .) of all tokens and return what their q (n, n_heads, head_dim_k) read:
-        (n, n_heads, head_dim_v). Each layer that keeps keys calls it once for a batch."""
+        (n, n_heads, head_dim_v). Each layer that attends calls it once for a batch, with None for k and v where it
+        reads those of an earlier layer (`Attention.kv_from`)."""
+
+    def recurrent(self, layer: int) -> Sequence[tuple[Run, RecurrentMemory]]:
+        """What a recurrent layer keeps of each run's sequence; the layer reads and writes each of them once."""
+
+
+class RecurrentMemory(Protocol):
+    """The arrays of one recurrent layer of one sequence, float32, in the order and shapes of `Recurrent.shapes`."""
+
+    def read(self) -> tuple[F32, ...]:
+        """The state before the run's first token, zeros at the sequence's beginning; not to be changed."""
+
+    def out(self) -> tuple[F32, ...]:
+        """Arrays, of any content, that the new state may be written into, for `write(*out)`."""
+
+    def write(self, *arrays: F32) -> None:
+        """The state after the run's last token; copied where it is not `out`."""

@@ -14,4 +14,5 @@ class Qwen2(Llama):
     models: ClassVar[str] = "Qwen2, Qwen2.5"
     features: ClassVar[str] = "QKV bias"
     interleaved_rope: ClassVar[bool] = False
+    has_experts: ClassVar[bool] = False
     biases: ClassVar[tuple[str, ...]] = ("attn_q", "attn_k", "attn_v")

@@ -14,4 +14,5 @@ class Qwen3(Llama):
     models: ClassVar[str] = "Qwen3 (dense)"
     features: ClassVar[str] = "QK norm"
     interleaved_rope: ClassVar[bool] = False
+    has_experts: ClassVar[bool] = False
     has_qk_norm: ClassVar[bool] = True

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from mixkv.kernels.contract import Backend
 from mixkv.kernels.errors import GGUFError
-from mixkv.models.config import read_config
+from mixkv.models.config import ModelConfig
 from mixkv.models.fingerprint import fingerprint
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.llama import Llama
@@ -23,6 +23,11 @@ def family_of(gguf: GGUFFile) -> type[Llama]:
     if arch not in FAMILIES:
         raise GGUFError(f"{gguf.path}: architecture {arch!r} is not supported: {', '.join(FAMILIES)} are")
     return FAMILIES[arch]
+
+
+def read_config(gguf: GGUFFile) -> ModelConfig:
+    """Hyper-parameters of `gguf`, as its family reads them; GGUFError names the key that is missing or wrong."""
+    return family_of(gguf).read_config(gguf)
 
 
 def load_model(

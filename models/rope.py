@@ -20,7 +20,8 @@ class RopeConfig:
     """Metadata of RoPE: `n_rot` dimensions turn, with base `freq_base`; `scaling` is none, linear or yarn.
 
     factor: how many times longer than `n_ctx_orig` the context is. beta_fast, beta_slow, ext_factor: YaRN's parameters
-    (Peng et al. 2023); attn_factor multiplies cos and sin whatever the scaling.
+    (Peng et al. 2023); attn_factor multiplies cos and sin whatever the scaling. interleaved: pairs are neighbours (2i,
+    2i + 1), not halves of the dimensions that turn; files do not say it, families do.
     """
 
     n_rot: int
@@ -32,9 +33,10 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     ext_factor: float = 1.0
+    interleaved: bool = False
 
     @classmethod
-    def read(cls, gguf: GGUFFile, arch: str, head_dim: int, n_ctx_train: int) -> RopeConfig:
+    def read(cls, gguf: GGUFFile, arch: str, head_dim: int, n_ctx_train: int, interleaved: bool = False) -> RopeConfig:
         """From `{arch}.rope.*`; GGUFError for values that no rotation can use."""
         key = f"{arch}.rope"
 
@@ -77,6 +79,7 @@ class RopeConfig:
             beta_fast=positive("scaling.yarn_beta_fast", 32.0),
             beta_slow=positive("scaling.yarn_beta_slow", 1.0),
             ext_factor=ext_factor if ext_factor >= 0 else 1.0,
+            interleaved=interleaved,
         )
 
     def inv_freq(self, freq_factors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:

@@ -16,9 +16,9 @@ from gguf_tools import spm_vocabulary, write_gguf
 from numpy.typing import NDArray
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
-from mixkv.engine.kv import KVCache
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.state.cache import KVCache
 from mixkv.kernels import default_backend
 from mixkv.models.gguf import open_gguf
 from mixkv.models.llama import Llama
@@ -76,7 +76,7 @@ def sequence(
     model: Llama, *, n_ctx: int = 512, n_batch: int = 512, piece: int | None = None, **settings: Any
 ) -> Sequence:
     """An empty sequence; settings are those of KVCacheConfig. piece: the cache's, if not by n_batch."""
-    plan = CachePlan.of(KVCacheConfig(**settings), model.config.n_layers)
+    plan = CachePlan.of(KVCacheConfig(**settings), model.config.layers)
     cache = KVCache(model.config, plan, model.backend, n_ctx=n_ctx, chunk=piece or n_batch)
     return Sequence(Scheduler(model, n_batch=n_batch), cache)
 

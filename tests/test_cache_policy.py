@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from mixkv.engine.cache import PIECE, CachePolicy, Step
+from mixkv.engine.state.mixed_policy import PIECE, CachePolicy, Step
 from mixkv.kernels.errors import ContextFullError
 
 TILE = 16

@@ -16,9 +16,8 @@ from mixkv.engine.kv_plan import plan_cache, plan_layers
 from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.memory import plan_memory
 from mixkv.kernels import default_backend
-from mixkv.models.config import read_config
 from mixkv.models.gguf import open_gguf
-from mixkv.models.registry import supported_families
+from mixkv.models.registry import read_config, supported_families
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import mixkv
-from mixkv.engine.kv import KVCache
 from mixkv.engine.llm import LLM
+from mixkv.engine.state.cache import KVCache
 from mixkv.kernels import default_backend
 from mixkv.kernels.state import F32
 

@@ -23,8 +23,9 @@ from tiny_models import FFN, QKV, Tiny
 from mixkv.kernels import Backend, default_backend, open_backend
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf import open_gguf
+from mixkv.models.layers import Dense
 from mixkv.models.llama import Llama
-from mixkv.models.registry import load_model
+from mixkv.models.registry import load_model, read_config
 
 N, STEPS = 330, 24
 """Tokens of a prompt, and how many of them go in one by one at the end where that is tried."""
@@ -174,3 +175,22 @@ def test_a_family_needs_what_makes_it_one(tmp_path: Path, tiny: Tiny, name: str)
     path = write_gguf(tmp_path / "damaged.gguf", tiny.metadata(), tensors)
     with pytest.raises(GGUFError, match=f"'{name}' is missing"):
         load(path, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("tiny", "qk_norm", "biases", "interleaved"),
+    [(LLAMA, "", (), True), (QWEN2, "", ("attn_q", "attn_k", "attn_v"), False), (QWEN3, "head", (), False)],
+)
+def test_what_a_family_says_of_its_layers(
+    tmp_path: Path, tiny: Tiny, qk_norm: str, biases: tuple[str, ...], interleaved: bool
+) -> None:
+    """One specification a layer, from the file's own metadata; families without experts do not ask."""
+    path = tiny.write(tmp_path / "m.gguf")
+    with open_gguf(path, {"{arch}.expert_count": 0 if tiny is LLAMA else 8}) as gguf:
+        config = read_config(gguf)
+    assert config.n_layers == len(config.layers) == len(config.attentions) and len(set(config.layers)) == 1
+    attention, layer = config.attentions[0], config.layers[0]
+    assert (attention.qk_norm, attention.biases, layer.norms) == (qk_norm, biases, "before")
+    assert attention.rope is not None and attention.rope.interleaved == interleaved
+    assert attention.scale == attention.head_dim_k**-0.5 and layer.ffn == Dense(tiny.n_ff)
+    assert (attention.window, attention.softcap, attention.sinks, attention.gate) == (0, 0.0, False, False)

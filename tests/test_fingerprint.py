@@ -14,11 +14,12 @@ from tokenizer_vocabs import bpe_metadata
 
 from mixkv.kernels import default_backend
 from mixkv.kernels.ggml import WeightType
-from mixkv.models.config import ModelConfig, read_config
+from mixkv.models.config import ModelConfig
 from mixkv.models.fingerprint import fingerprint, tensor_digest
 from mixkv.models.gguf import open_gguf
 from mixkv.models.gguf_types import TensorInfo
-from mixkv.models.registry import load_model
+from mixkv.models.layers import Attention, Recurrent
+from mixkv.models.registry import load_model, read_config
 from mixkv.models.rope import RopeConfig
 
 
@@ -37,10 +38,14 @@ def test_each_change_gives_a_fingerprint_of_its_own(tmp_path: Path) -> None:
 def other_value(value: Any) -> Any:
     if isinstance(value, str):
         return value + "x"
+    if value is None:
+        return 0
+    if isinstance(value, tuple):
+        return (*value, "x")
     return value + 1 if isinstance(value, int) else value * 1.5 + 0.5
 
 
-@pytest.mark.parametrize("name", [f.name for f in fields(ModelConfig) if f.name not in ("name", "rope")])
+@pytest.mark.parametrize("name", [f.name for f in fields(ModelConfig) if f.name not in ("name", "layers")])
 def test_every_hyper_parameter_counts(tmp_path: Path, name: str) -> None:
     """Those that a later version adds as well."""
     with open_gguf(written(tmp_path / "m.gguf")) as gguf:
@@ -49,11 +54,30 @@ def test_every_hyper_parameter_counts(tmp_path: Path, name: str) -> None:
         assert fingerprint(other, gguf.metadata, {}) != fingerprint(config, gguf.metadata, {})
 
 
+def with_mixer(config: ModelConfig, mixer: Attention | Recurrent) -> ModelConfig:
+    """The last layer's changed, the others left."""
+    return replace(config, layers=(*config.layers[:-1], replace(config.layers[-1], mixer=mixer)))
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Attention) if f.name != "rope"])
+def test_every_field_of_a_layer_counts(tmp_path: Path, name: str) -> None:
+    """Of any layer, not of the first alone."""
+    with open_gguf(written(tmp_path / "m.gguf")) as gguf:
+        config = read_config(gguf)
+        attention = config.attentions[0]
+        other = with_mixer(config, replace(attention, **{name: other_value(getattr(attention, name))}))
+        recurrent = with_mixer(config, Recurrent((1,), None))
+        found = {fingerprint(c, gguf.metadata, {}) for c in (config, other, recurrent)}
+        assert len(found) == 3
+
+
 @pytest.mark.parametrize("name", [f.name for f in fields(RopeConfig)])
 def test_every_parameter_of_rope_counts(tmp_path: Path, name: str) -> None:
     with open_gguf(written(tmp_path / "m.gguf")) as gguf:
         config = read_config(gguf)
-        other = replace(config, rope=replace(config.rope, **{name: other_value(getattr(config.rope, name))}))
+        attention = config.attentions[0]
+        rope = replace(attention.rope, **{name: other_value(getattr(attention.rope, name))})
+        other = with_mixer(config, replace(attention, rope=rope))
         assert fingerprint(other, gguf.metadata, {}) != fingerprint(config, gguf.metadata, {})
 
 

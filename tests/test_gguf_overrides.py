@@ -10,8 +10,8 @@ from gguf_tools import tiny_llama, write_gguf
 
 import mixkv
 from mixkv.kernels.errors import ConfigError
-from mixkv.models.config import read_config
 from mixkv.models.gguf import open_gguf
+from mixkv.models.registry import read_config
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_the_model_is_read_as_if_the_file_said_so(path: Path) -> None:
     changes = {"{arch}.rope.freq_base": 5e5, "llama.context_length": 77, "general.name": "Ünïcode", "new.flag": True}
     with open_gguf(path, changes) as gguf:
         config = read_config(gguf)
-        assert (config.rope.freq_base, config.n_ctx_train, config.name) == (5e5, 77, "Ünïcode")
+        assert (config.attentions[0].rope.freq_base, config.n_ctx_train, config.name) == (5e5, 77, "Ünïcode")
         assert gguf.bool("new.flag")
         assert (gguf.metadata["general.name"], gguf.get("general.name")) == ("Ünïcode", "Ünïcode")
         assert set(gguf.metadata) == set(open_gguf(path).metadata) | {"new.flag"}

@@ -136,9 +136,11 @@ def test_layers_that_migrate_to_f16_lose_nothing(model: Llama, ids: list[int]) -
     plain = sequence(model)
     for s in (seq, plain):
         s.feed(ids)
-    stop = seq.cache.policy.marks.quant_end
+    stop = seq.cache.states[0].policy.marks.quant_end
     assert stop > 16
-    for cold, hot in zip(seq.cache.store.get_cold(0, 16, stop), plain.cache.store.get_hot(0, 16, stop), strict=True):
+    for cold, hot in zip(
+        seq.cache.states[0].store.get_cold(0, 16, stop), plain.cache.states[0].store.get_hot(0, 16, stop), strict=True
+    ):
         np.testing.assert_array_equal(cold.view(np.float16), hot)
 
 

@@ -16,14 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_tools import load_exact, random_ids, random_llama, sequence
 
-from mixkv.engine.cache import PIECE
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
-from mixkv.engine.kv import KVCache
 from mixkv.engine.memory import cache_bytes
 from mixkv.engine.sequence import Sequence
 from mixkv.engine.session import restore_session, save_session
+from mixkv.engine.state.cache import KVCache
+from mixkv.engine.state.mixed_policy import PIECE
 from mixkv.kernels import default_backend
 from mixkv.kernels.formats import decode
+from mixkv.models.layers import Attention, LayerSpec
 from mixkv.models.llama import Llama
 
 N_LAYERS = 3
@@ -55,9 +56,9 @@ class Breaking:
 
     def __init__(self, cache: KVCache, method: str, after: int, done: bool, error: type[BaseException]) -> None:
         self.cache, self.store, self.method, self.left, self.done, self.error = (
-            cache, cache.store, method, after, done, error,
+            cache, cache.states[0].store, method, after, done, error,
         )  # fmt: skip
-        cache.store = self  # type: ignore[assignment]
+        cache.states[0].store = self  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(self.store, name)
@@ -68,7 +69,7 @@ class Breaking:
             self.left -= 1
             result = real(*args, **options) if self.left >= 0 or self.done else None
             if self.left < 0:
-                self.cache.store = self.store
+                self.cache.states[0].store = self.store
                 raise self.error
             return result
 
@@ -86,12 +87,12 @@ def break_off(seq: Sequence, ids: list[int], call: int, *, done: bool = True) ->
 
 def rows_lost(seq: Sequence, control: Sequence, layer: int) -> int:
     """Hot tokens of a layer that are no longer what the undisturbed cache has; they must be the oldest, dequantized."""
-    p, plan = seq.cache.policy, seq.cache.plan
+    p, plan = seq.cache.states[0].policy, seq.cache.plan
     start = p.marks.hot_start
-    hot, wanted = (s.cache.store.get_hot(layer, start, p.n) for s in (seq, control))
+    hot, wanted = (s.cache.states[0].store.get_hot(layer, start, p.n) for s in (seq, control))
     differ = [(rows != exact).any(axis=(1, 2)) for rows, exact in zip(hot, wanted, strict=True)]
     lost = max(int(differs.sum()) for differs in differ)
-    cold = seq.cache.store.get_cold(layer, start, start + lost)
+    cold = seq.cache.states[0].store.get_cold(layer, start, start + lost)
     for kind, rows, differs, quantized in zip(("type_k", "type_v"), hot, differ, cold, strict=True):
         assert differs[: int(differs.sum())].all(), f"{kind}: an exact token before a restored one"
         restored = decode(quantized, getattr(plan.layers[layer], kind), rows.shape[2]).astype(rows.dtype)
@@ -112,7 +113,7 @@ def test_a_step_that_breaks_off_leaves_every_token_before_it(
     for s in (seq, control):
         s.feed(ids[:n])
     before = seq.cache.stats()
-    call %= N_LAYERS * len(seq.cache.policy.steps(more))
+    call %= N_LAYERS * len(seq.cache.states[0].policy.steps(more))
     break_off(seq, ids[200 : 200 + more], call, done=done)
     lost = [rows_lost(seq, control, layer) for layer in range(N_LAYERS)]
     stats = seq.cache.stats()
@@ -128,7 +129,7 @@ def test_a_step_that_breaks_off_leaves_every_token_before_it(
     assert np.isfinite(logits).all() and seq.cache.stats().degraded_tokens == 0
     sinks, stop = seq.cache.plan.sink_tokens, n - n % 16  # the tile that was not full is filled by other rows
     for layer in range(N_LAYERS):
-        mine, theirs = (s.cache.store.get_cold(layer, sinks, stop) for s in (seq, control))
+        mine, theirs = (s.cache.states[0].store.get_cold(layer, sinks, stop) for s in (seq, control))
         for a, b in zip(mine, theirs, strict=True):
             np.testing.assert_array_equal(a, b)  # quantized once, from exact values
 
@@ -140,7 +141,7 @@ def test_degraded_tokens_are_those_whose_slots_are_gone(model: Llama, ids: list[
         seq, control = (sequence(model, piece=16, **CACHES["mixed"]) for _ in range(2))
         for s in (seq, control):
             s.feed(ids[:160])
-        assert (seq.cache.policy.marks.hot_start, seq.cache.policy.hot_tiles) == (128, 5)
+        assert (seq.cache.states[0].policy.marks.hot_start, seq.cache.states[0].policy.hot_tiles) == (128, 5)
         break_off(seq, ids[:112], call)
         assert rows_lost(seq, control, 0) == seq.cache.stats().degraded_tokens == lost, call
         assert rows_lost(seq, control, 1) == rows_lost(seq, control, 2) == 0, "layers that did not run are exact"
@@ -202,8 +203,9 @@ def test_attention_by_pieces_is_that_of_the_whole(model: Llama, ids: list[int]) 
 
 def test_the_promise_of_memory(model: Llama) -> None:
     """16,384 tokens of a Llama 3.2 1B, the default window, 512 tokens at a time: 0.32 of FP16, at the peak too."""
-    shape = replace(model.config, n_layers=16, n_heads=32, n_kv_heads=8, head_dim_k=64, head_dim_v=64)
-    plan = CachePlan.of(KVCacheConfig(mixed_kv_cache=True), shape.n_layers)
+    layer = LayerSpec(Attention(32, 8, 64, 64, scale=0.125, rope=None), None)
+    shape = replace(model.config, layers=(layer,) * 16)
+    plan = CachePlan.of(KVCacheConfig(mixed_kv_cache=True), shape.layers)
     cache = KVCache(shape, plan, model.backend, n_ctx=16_384, chunk=512)
     while cache.n < 16_384:
         cache.begin(512)
@@ -212,4 +214,6 @@ def test_the_promise_of_memory(model: Llama) -> None:
     fp16 = 16_384 * 32_768
     assert stats.fp16_bytes == fp16 and PIECE == 128
     assert 0.300 * fp16 < stats.nbytes < stats.peak_bytes <= 0.313 * fp16
-    assert stats.peak_bytes <= cache_bytes(shape, plan, 16_384, 512) <= 0.32 * fp16, "what is reserved is that, too"
+    assert stats.peak_bytes <= cache_bytes(shape, plan, 16_384, 512)["mixed"] <= 0.32 * fp16, (
+        "what is reserved is that, too"
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import tracemalloc
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from mixkv.engine.load import demo_model
 from mixkv.kernels import LayerFormat, default_backend
 from mixkv.kernels.errors import ConfigError
 from mixkv.models.gguf import open_gguf
+from mixkv.models.layers import Attention, LayerSpec, Recurrent
 
 F32 = NDArray[np.float32]
 Tensors = dict[str, np.ndarray | Packed]
@@ -38,6 +40,10 @@ MIXED = KVCacheConfig(mixed_kv_cache=True)
 QUANTIZER_ALONE: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 0, "sink_tokens": 0}
 LOUD = (0, 2)
 N_LAYERS, DIM, N_HEADS, N_KV_HEADS, HEAD_DIM, N_FF = 3, 64, 4, 2, 64, 96
+
+
+SPECS = [LayerSpec(Attention(4, 2, 8, 8, 1.0, None), None)]
+"""A layer that attends to everything: what sizes it has changes no plan."""
 
 
 def qwen2(bias: float) -> tuple[dict[str, Any], Tensors]:
@@ -111,7 +117,7 @@ def test_with_the_plan_kl_divergence_falls_tenfold(loud: Path) -> None:
 def test_only_the_layers_with_loud_biases_are_changed(loud: Path) -> None:
     with open_gguf(loud) as gguf:
         plan = plan_layers(HeadStatistics(gguf, default_backend()), MIXED)
-        as_set = CachePlan.of(MIXED, N_LAYERS).layers
+        as_set = CachePlan.of(MIXED, SPECS * N_LAYERS).layers
         assert plan_cache(HeadStatistics(gguf, default_backend()), MIXED).layers == tuple(p.format for p in plan)
     for i, p in enumerate(plan):
         assert p.layer == i and p.changed == (i in LOUD) == (p.format != as_set[i])
@@ -143,7 +149,7 @@ def test_settings_win_over_the_plan(loud: Path) -> None:
         KVCacheConfig(mixed_kv_cache=True, kv_plan="off"), KVCacheConfig(type_k="q4_0"), KVCacheConfig(),
         KVCacheConfig(mixed_kv_cache=True, type_k="f16"),
     ):  # fmt: skip
-        assert layers_of(loud, config) == CachePlan.of(config, N_LAYERS).layers
+        assert layers_of(loud, config) == CachePlan.of(config, SPECS * N_LAYERS).layers
         with open_gguf(loud) as gguf:
             assert not any(p.changed or p.losses for p in plan_layers(HeadStatistics(gguf, default_backend()), config))
     with pytest.raises(ConfigError, match="kv_plan 'yes' must be one of auto, off"):
@@ -167,7 +173,7 @@ def unchanged(path: Path) -> None:
         config = KVCacheConfig(mixed_kv_cache=True, rotate=rotate)
         with open_gguf(path) as gguf:
             plan = plan_layers(HeadStatistics(gguf, default_backend()), config)
-        assert [p.format for p in plan] == list(CachePlan.of(config, len(plan)).layers)
+        assert [p.format for p in plan] == list(CachePlan.of(config, SPECS * len(plan)).layers)
         assert all(list(p.losses) == ["q4_0" + " rotated" * (rotate != "off")] for p in plan), "predicted, and harmless"
 
 
@@ -228,8 +234,8 @@ def test_the_prediction_holds_on_real_text(layer: LayerFormat) -> None:
         drawn = [heads.sample(i) for i in range(llm.config.n_layers)]
     for sample, (q, k), (_, other) in zip(drawn, heads_of(llm, PROSE, n), heads_of(llm, PROSE[half:], n), strict=True):
         assert sample is not None
-        real = score_loss(HeadSample(q[8:], k[8:], other[8:], 0, 0), layer, llm.config.attention_scale)
-        assert 0.9 < real / score_loss(sample, layer, llm.config.attention_scale) < 3
+        real = score_loss(HeadSample(q[8:], k[8:], other[8:], 0, 0), layer, llm.config.attentions[0].scale)
+        assert 0.9 < real / score_loss(sample, layer, llm.config.attentions[0].scale) < 3
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q4_0", "Q8_0"])
@@ -291,3 +297,21 @@ def test_weights_that_tell_nothing_change_nothing(tmp_path: Path, damage: Any) -
         plan = plan_layers(HeadStatistics(gguf, default_backend()), MIXED)
     assert not any(p.changed for p in plan)
     assert plan[1].losses, "the other layer is planned as ever"
+
+
+def test_layers_that_see_a_window_or_keep_nothing_are_not_planned(loud: Path) -> None:
+    """A window is kept exactly, so its keys, however loud, need no more bits; a layer without keys has no format."""
+    config = KVCacheConfig(mixed_kv_cache=True)
+    window, none = sorted(LOUD)[0], next(i for i in range(N_LAYERS) if i not in LOUD)
+    with open_gguf(loud) as gguf:
+        heads = HeadStatistics(gguf, default_backend())
+        layers = list(heads.config.layers)
+        attention = heads.config.attentions[window]
+        layers[window] = LayerSpec(replace(attention, window=30), layers[window].ffn)
+        layers[none] = LayerSpec(Recurrent((4,), None), layers[none].ffn)
+        heads.config = replace(heads.config, layers=tuple(layers))
+        plan, formats = plan_layers(heads, config), plan_cache(heads, config).layers
+    assert formats[window] == plan[window].format == LayerFormat("f16", "f16", "f16", "f16")
+    assert formats[none] is None and plan[none].why.startswith("keeps no keys")
+    assert not plan[window].changed and "window of 30" in plan[window].why
+    assert [p.changed for p in plan if p.layer != window] == [i in LOUD for i in range(N_LAYERS) if i != window]

@@ -16,9 +16,9 @@ from attention_oracle import exact_attention, nmse
 from model_tools import F32, load_exact, logits_of, random_ids, random_llama, sequence
 
 import mixkv
-from mixkv.engine.cache import PIECE
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.state.mixed_policy import PIECE
 from mixkv.kernels import LayerFormat, default_backend
 from mixkv.models.llama import Llama
 
@@ -45,9 +45,9 @@ def filled(model: Llama, ids: list[int], **settings: Any) -> Sequence:
 
 def held_bytes(seq: Sequence) -> int:
     """Bytes of the rows that the store gives out: sinks, cold tiles, hot rows."""
-    marks, sinks, total = seq.cache.policy.marks, seq.cache.plan.sink_tokens, 0
+    marks, sinks, total = seq.cache.states[0].policy.marks, seq.cache.plan.sink_tokens, 0
     for layer in range(2):
-        store = seq.cache.store
+        store = seq.cache.states[0].store
         pairs = [store.get_hot(layer, 0, min(sinks, marks.n))] if sinks else []
         pairs += [store.get_cold(layer, sinks, marks.quant_end), store.get_hot(layer, marks.hot_start, marks.n)]
         total += sum(side.nbytes for pair in pairs for side in pair)
@@ -92,7 +92,7 @@ def test_the_ring_is_allocated_for_window_and_piece_not_for_the_context(model: L
     """Hot rows beyond the ring must not be kept somewhere: the store's own arrays are the memory."""
     for n_batch, piece in ((32, 32), (PIECE, PIECE), (512, PIECE)):
         for n_ctx in (512, 10**5):
-            policy = sequence(model, n_ctx=n_ctx, n_batch=n_batch, **MIXED).cache.policy
+            policy = sequence(model, n_ctx=n_ctx, n_batch=n_batch, **MIXED).cache.states[0].policy
             assert policy.hot_tiles == (32 + piece) // 16 + 2
 
 

@@ -21,20 +21,19 @@ from model_tools import load_exact, sequence
 from tiny_models import Tiny
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
-from mixkv.engine.kv import KVCache
 from mixkv.engine.memory import FIXED_SCRATCH, MIB, MemoryPlan, available_memory, cache_bytes, plan_memory
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
+from mixkv.engine.state.cache import KVCache
 from mixkv.kernels import default_backend
 from mixkv.kernels.errors import OutOfMemoryError
-from mixkv.models.config import read_config
 from mixkv.models.gguf import open_gguf
-from mixkv.models.registry import load_model
+from mixkv.models.registry import load_model, read_config
 
 PROGRAM = """
 import json, sys
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
-from mixkv.engine.kv import KVCache
+from mixkv.engine.state.cache import KVCache
 from mixkv.engine.memory import plan_memory
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
@@ -45,7 +44,7 @@ path, n, exact, settings = json.loads(sys.argv[1])
 gguf = open_gguf(path)
 backend = open_backend(2)
 model = load_model(gguf, backend, exact=exact)
-plan = CachePlan.of(KVCacheConfig(**settings), model.config.n_layers)
+plan = CachePlan.of(KVCacheConfig(**settings), model.config.layers)
 planned = plan_memory(gguf, model.config, plan, backend, n_ctx=n, n_batch=n)
 
 def bytes_of(name):
@@ -106,7 +105,7 @@ def test_weights_are_counted_as_they_are_held(tmp_path: Path, dense: bool) -> No
     path = replace(BASE, n_embd=64, n_layers=1).write(tmp_path / "model.gguf")
     with open_gguf(path) as gguf:
         config = read_config(gguf)
-        plan = CachePlan.of(KVCacheConfig(), config.n_layers)
+        plan = CachePlan.of(KVCacheConfig(), config.layers)
         planned = plan_memory(gguf, config, plan, default_backend(), n_ctx=64, n_batch=64, dense=dense)
         numbers = sum(math.prod(shape) for shape in replace(BASE, n_embd=64, n_layers=1).shapes().values())
         stored = sum(info.n_bytes for info in gguf.tensors.values())
@@ -130,10 +129,10 @@ def test_a_full_cache_takes_what_was_planned(tmp_path: Path, settings: dict[str,
     n = 900
     path = replace(BASE, n_layers=1, n_embd=64, n_ff=64).write(tmp_path / "model.gguf")
     model = load_model(open_gguf(path), default_backend())
-    plan = CachePlan.of(KVCacheConfig(**settings), 1)
+    plan = CachePlan.of(KVCacheConfig(**settings), model.config.layers)
     cache = KVCache(model.config, plan, model.backend, n_ctx=n, chunk=n_batch)
     Sequence(Scheduler(model, n_batch=n_batch), cache).feed([i % 97 for i in range(n)])
-    planned = cache_bytes(model.config, plan, n, n_batch)
+    planned = sum(cache_bytes(model.config, plan, n, n_batch).values())
     assert cache.peak_nbytes <= planned <= 1.25 * cache.peak_nbytes  # two tiles of the ring are for partial ones
 
 

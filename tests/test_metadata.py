@@ -19,8 +19,9 @@ from mixkv.cli.chat import Conversation
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.tokenizer import load_tokenizer
 from mixkv.kernels.errors import GGUFError
-from mixkv.models.config import ModelConfig, read_config
+from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile, open_gguf
+from mixkv.models.registry import read_config
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "metadata.md").read_text(encoding="utf-8")
 ROWS = [
@@ -114,22 +115,22 @@ def test_a_factor_without_a_type_is_a_linear_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["linear", "yarn", "none"])
 def test_a_factor_of_0_is_none(tmp_path: Path, kind: str) -> None:
     """Converters write 0 for "no scaling"; the file was refused."""
-    rope = config(tmp_path, scaling__type=kind, scaling__factor=0.0).rope
+    rope = config(tmp_path, scaling__type=kind, scaling__factor=0.0).attentions[0].rope
     assert rope.factor == 1.0 and rope.magnitude == 1.0
-    np.testing.assert_array_equal(rope.inv_freq(), config(tmp_path).rope.inv_freq())
+    np.testing.assert_array_equal(rope.inv_freq(), config(tmp_path).attentions[0].rope.inv_freq())
 
 
 def test_what_yarn_does_to_magnitudes(tmp_path: Path) -> None:
     """The temperature is for longer contexts and kept frequencies: a factor below 1 made it less than 1, and an
     ext_factor of 0 (all frequencies interpolated) or -1 (unset) was refused."""
     yarn = {"scaling__type": "yarn", "scaling__original_context_length": 32}
-    full = config(tmp_path, **yarn, scaling__factor=4.0).rope
+    full = config(tmp_path, **yarn, scaling__factor=4.0).attentions[0].rope
     assert full.magnitude == pytest.approx(1 + 0.1 * np.log(4))
-    assert config(tmp_path, **yarn, scaling__factor=0.5, scaling__attn_factor=1.5).rope.magnitude == 1.5
-    unset = config(tmp_path, **yarn, scaling__factor=4.0, scaling__yarn_ext_factor=-1.0).rope
+    assert config(tmp_path, **yarn, scaling__factor=0.5, scaling__attn_factor=1.5).attentions[0].rope.magnitude == 1.5
+    unset = config(tmp_path, **yarn, scaling__factor=4.0, scaling__yarn_ext_factor=-1.0).attentions[0].rope
     assert unset == full
-    flat = config(tmp_path, **yarn, scaling__factor=4.0, scaling__yarn_ext_factor=0.0).rope
-    linear = config(tmp_path, scaling__factor=4.0).rope
+    flat = config(tmp_path, **yarn, scaling__factor=4.0, scaling__yarn_ext_factor=0.0).attentions[0].rope
+    linear = config(tmp_path, scaling__factor=4.0).attentions[0].rope
     assert flat.magnitude == 1.0
     np.testing.assert_array_equal(flat.inv_freq(), linear.inv_freq())
 

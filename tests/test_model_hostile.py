@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import mixkv
 from mixkv.kernels.errors import MixkvError
-from mixkv.models.config import read_config
 from mixkv.models.gguf import open_gguf
+from mixkv.models.registry import read_config
 
 BROKEN_NUMBERS: dict[str, tuple[str, np.ndarray]] = {
     "nan-norm": ("blk.0.attn_norm.weight", np.full(32, np.nan, np.float32)),

@@ -15,8 +15,8 @@ import pytest
 from float_forward import spec_of
 from tiny_models import Tiny
 
-from mixkv.models.config import read_config
 from mixkv.models.gguf import open_gguf
+from mixkv.models.registry import read_config
 from mixkv.models.rope import RopeConfig
 
 PLAIN = RopeConfig(n_rot=8)
@@ -103,7 +103,8 @@ def test_what_a_file_says_is_what_turns(tmp_path: Path, name: str) -> None:
     """A key read under a wrong name falls back to its default without a word; the frequencies are the oracle's."""
     keys, wanted = KEYS[name]
     path = Tiny(rope=keys).write(tmp_path / "model.gguf")
-    config = read_config(open_gguf(path)).rope
+    config = read_config(open_gguf(path)).attentions[0].rope
+    assert config is not None
     got, same = config.inv_freq(), wanted.inv_freq()
     oracle = spec_of(path).layers[0].rotation
     np.testing.assert_array_equal(got, same)

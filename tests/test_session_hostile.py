@@ -93,15 +93,24 @@ def test_every_truncation_is_noticed(llm: mixkv.LLM, good: bytes, tmp_path: Path
 
 
 def with_field(name: str, value: object) -> Callable[[dict[str, Any]], None]:
+    """Of the file, or of its one group of layers."""
+
     def change(header: dict[str, Any]) -> None:
-        header[name] = value
+        (header if name in header else header["groups"][0])[name] = value
+
+    return change
+
+
+def with_fields(**fields: object) -> Callable[[dict[str, Any]], None]:
+    def change(header: dict[str, Any]) -> None:
+        header["groups"][0].update(fields)
 
     return change
 
 
 def with_layer(name: str, value: object) -> Callable[[dict[str, Any]], None]:
     def change(header: dict[str, Any]) -> None:
-        header["layers"][0][name] = value
+        header["groups"][0]["layers"][0][name] = value
 
     return change
 
@@ -114,8 +123,8 @@ def without(name: str) -> Callable[[dict[str, Any]], None]:
 
 
 NONSENSE: dict[str, Callable[[dict[str, Any]], None]] = {
-    "version-before": with_field("version", 1),
-    "version-after": with_field("version", 3),
+    "version-before": with_field("version", 2),
+    "version-after": with_field("version", 4),
     "n-negative": with_field("n", -1),
     "n-2^31": with_field("n", 2**31),
     "n-2^62": with_field("n", 2**62),
@@ -125,12 +134,12 @@ NONSENSE: dict[str, Callable[[dict[str, Any]], None]] = {
     "n-text": with_field("n", "40"),
     "no-n": without("n"),
     "heads-0": with_field("n_kv_heads", 0),
-    "heads-doubled-dims-halved": lambda header: header.update(n_kv_heads=4, head_dim_k=4, head_dim_v=4),
+    "heads-doubled-dims-halved": with_fields(n_kv_heads=4, head_dim_k=4, head_dim_v=4),
     "head_dim-huge": with_field("head_dim_k", 2**31),
     "layers-none": with_field("layers", []),
     "layers-text": with_field("layers", "all"),
     "layers-numbers": with_field("layers", [1]),
-    "layers-twice": lambda header: header.update(layers=header["layers"] * 2),
+    "layers-twice": lambda header: header["groups"][0].update(layers=header["groups"][0]["layers"] * 2),
     "layer-type": with_layer("type_k", "q2_k"),
     "layer-type-list": with_layer("type_k", ["q4_0"]),
     "layer-hot-quantized": with_layer("hot_k", "q8_0"),
@@ -140,9 +149,16 @@ NONSENSE: dict[str, Callable[[dict[str, Any]], None]] = {
     "no-fingerprint": without("fingerprint"),
     "window-negative": with_field("hot_window", -8),
     "window-text": with_field("hot_window", "8"),
-    "marks-crossed": lambda header: header.update(hot_start=34, quant_end=18),
-    "marks-unaligned": lambda header: header.update(hot_start=19, quant_end=19),
-    "marks-beyond-the-end": lambda header: header.update(hot_start=50, quant_end=50),
+    "marks-crossed": with_fields(hot_start=34, quant_end=18),
+    "marks-unaligned": with_fields(hot_start=19, quant_end=19),
+    "marks-beyond-the-end": with_fields(hot_start=50, quant_end=50),
+    "groups-none": with_field("groups", []),
+    "groups-twice": lambda header: header.update(groups=header["groups"] * 2),
+    "groups-number": with_field("groups", 1),
+    "group-text": with_field("groups", ["mixed"]),
+    "kind-unknown": with_fields(kind="latent"),
+    "kind-list": with_fields(kind=["mixed"]),
+    "kind-other": lambda header: header.update(groups=[{"kind": "recurrent", "shapes": [], "n_layers": 1}]),
     "degraded-beyond-the-end": with_field("degraded_end", 41),
 }
 
@@ -167,7 +183,7 @@ def test_rows_that_the_settings_need_and_the_file_lacks(
     llm: mixkv.LLM, path: Path, good: bytes, tmp_path: Path
 ) -> None:
     """A file without cold tiles is whole in itself, but queries of this cache would read them."""
-    change: Callable[[dict[str, Any]], None] = lambda header: header.update(hot_start=2, quant_end=2)  # noqa: E731
+    change = with_fields(hot_start=2, quant_end=2)
     data = rebuild(good, change, implied_payload(good, change))
     with pytest.raises(SessionError, match="lacks rows"):
         restore(llm, tmp_path / "s", data)
@@ -234,8 +250,11 @@ def test_any_header_is_an_error_or_a_session(
     """Fuzzed under a right checksum, in half the cases with a payload of exactly the size that the header implies."""
 
     def change(header: dict[str, Any]) -> None:
-        header.update(fields)
-        header["layers"][0].update(kinds)
+        group = header["groups"][0]
+        group.update(fields)
+        group["layers"][0].update(kinds)
+        if "n" in fields:
+            header["n"] = group.pop("n")
 
     payload = bytes(n_bytes) if n_bytes is not None else implied_payload(good, change)
     llm = load(path)
@@ -253,17 +272,16 @@ def implied_payload(good: bytes, change: Callable[[dict[str, Any]], None]) -> by
     change(header)
     block = {"f32": 128, "f16": 64, "q8_0": 34, "q4_0": 18}
     try:
-        length, sinks, hot_start, quant_end = (
-            header[name] for name in ("n", "sink_tokens", "hot_start", "quant_end")
-        )  # fmt: skip
+        (group,), length = header["groups"], header["n"]
+        sinks, hot_start, quant_end = (group[name] for name in ("sink_tokens", "hot_start", "quant_end"))
         total = 4 * length
-        for layer in header["layers"]:
+        for layer in group["layers"]:
             for side in "kv":
                 hot_rows, cold_rows = min(length, sinks) + max(0, length - hot_start), max(0, quant_end - sinks)
                 for rows, kind in ((hot_rows, layer[f"hot_{side}"]), (cold_rows, layer[f"type_{side}"])):
-                    head_dim = header[f"head_dim_{side}"]
+                    head_dim = group[f"head_dim_{side}"]
                     row = head_dim * block[kind] // 32 if kind[0] == "f" else -(-head_dim // 32) * block[kind]
-                    total += rows * header["n_kv_heads"] * row
+                    total += rows * group["n_kv_heads"] * row
         return bytes(total) if 0 <= total <= 1 << 20 else None
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, ValueError):
         return None

@@ -63,15 +63,16 @@ class Marks:
 class CachePolicy:
     """Bookkeeping of one sequence.
 
-    hot_window None means that nothing ever turns cold. chunk: the most tokens that a step appends, and PIECE at most
+    hot_window None means that nothing ever turns cold. chunk: the most tokens that a step appends, and `piece` at most
     where tokens turn cold.
     """
 
     def __init__(
-        self, *, n_ctx: int, sink_tokens: int, hot_window: int | None, rollback_reserve: int = 0, chunk: int = 1
-    ) -> None:
+        self, *, n_ctx: int, sink_tokens: int, hot_window: int | None, rollback_reserve: int = 0, chunk: int = 1,
+        piece: int = PIECE,
+    ) -> None:  # fmt: skip
         self.n_ctx, self.sinks, self.window, self.reserve = n_ctx, sink_tokens, hot_window, rollback_reserve
-        self.chunk = chunk if hot_window is None else min(chunk, PIECE)
+        self.chunk = chunk if hot_window is None else min(chunk, piece)
         self.marks = self._fresh()
 
     def _fresh(self) -> Marks:

@@ -1,0 +1,229 @@
+"""KVCache: what one sequence keeps of its past, a state for each group of layers, kept in step."""
+
+from __future__ import annotations
+
+import copy
+
+from mixkv.engine.cache_config import CachePlan
+from mixkv.engine.state.group import LayerGroup, Snapshot, State, group_layers
+from mixkv.engine.state.mixed import MixedState
+from mixkv.engine.state.recurrent import RecurrentLayer, RecurrentState
+from mixkv.engine.state.sliding import SlidingState
+from mixkv.engine.state.stats import CacheStats
+from mixkv.kernels import Backend
+from mixkv.kernels.errors import ContextFullError, InputError
+from mixkv.models.batch import F32
+from mixkv.models.config import ModelConfig
+from mixkv.models.layers import Attention
+
+CHECKPOINT_BYTES = 256 << 20
+"""What the checkpoints of one sequence may take together."""
+
+
+class KVCache:
+    """The cache of one sequence. `n` tokens are stored; `begin` and `commit` add more; `truncate` takes some back.
+
+    backend: that of the model whose keys it keeps. chunk: tokens to attend to at once (see CachePolicy); more may be
+    begun at a time, if no layer sees a window. `states`: of each group of layers; to be read after a `mend`.
+    """
+
+    def __init__(
+        self, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int,
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
+    ) -> None:  # fmt: skip
+        plan = plan.within(n_ctx)
+        self.plan, self.n_ctx, self._model, self._budget = plan, n_ctx, model, checkpoint_bytes
+
+        def state_of(group: LayerGroup) -> State:
+            if group.kind == "recurrent":
+                return RecurrentState(group)
+            kind = SlidingState if group.kind == "sliding" else MixedState
+            return kind(group, plan, backend, n_ctx=n_ctx, chunk=chunk)
+
+        self.states = [state_of(group) for group in group_layers(model.layers)]
+        self._places = self._find_places()
+        self._n = self._begun = self._peak = 0
+        self._checkpoints: dict[int, tuple[Snapshot | None, ...]] = {}  # length -> snapshots; the oldest made first
+
+    def _find_places(self) -> list[tuple[State, int, Attention] | None]:
+        """Of each layer: the state that holds its keys, its number there, and how it attends."""
+        at = {layer: (s, i) for s in self.states for i, layer in enumerate(s.group.layers)}
+        places: list[tuple[State, int, Attention] | None] = []
+        for layer, spec in enumerate(self._model.layers):
+            mixer = spec.mixer
+            if isinstance(mixer, Attention):
+                places.append((*at[layer if mixer.kv_from is None else mixer.kv_from], mixer))
+            else:
+                places.append(None)
+        return places
+
+    @property
+    def n(self) -> int:
+        """Tokens stored."""
+        return self._n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        return self.stats().nbytes
+
+    @property
+    def bits_per_element(self) -> float:
+        """Average bits of a stored number."""
+        return self.stats().bits_per_element
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most bytes there ever were."""
+        return self._peak
+
+    def check_room(self, n: int) -> None:
+        """ContextFullError if n more tokens exceed the context."""
+        if self.n + n > self.n_ctx:
+            raise ContextFullError(
+                f"{n} more tokens after {self.n} exceed the context of {self.n_ctx}: load with a larger n_ctx (-c)"
+            )
+
+    def begin(self, n: int) -> int:
+        """Prepare for n more tokens and return the first one's position; each layer then calls `attend` once, and
+        `commit` ends it, or `abandon`. ContextFullError, and nothing changed, if the tokens do not fit."""
+        self.mend()
+        self.check_room(n)
+        self._begun = n
+        for state in self.states:
+            state.begin(n)
+        return self._n
+
+    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None) -> F32:
+        """Store a layer's k, v (n, n_kv_heads, .) of the tokens begun, and return what their q reads:
+        (n, n_heads, head_dim_v). k and v are None in layers that read another one's."""
+        place = self._places[layer]
+        assert place is not None, "this layer does not attend"
+        state, index, spec = place
+        return state.attend(index, q, k, v, spec)
+
+    def recurrent(self, layer: int) -> RecurrentLayer:
+        """What a recurrent layer keeps."""
+        state = next(s for s in self.states if layer in s.group.layers)
+        assert isinstance(state, RecurrentState), "this layer keeps no such state"
+        return RecurrentLayer(state, state.group.layers.index(layer))
+
+    def commit(self, keep: int | None = None) -> None:
+        """The tokens begun are stored; or the first `keep` of them, where the rest was a draft that was rejected."""
+        assert self._begun, "nothing was begun"
+        self._n += self._begun if keep is None else keep  # an interrupt from here on: `mend` goes on with it
+        self._begun = 0
+        most = 0
+        for state in self.states:
+            most += state.commit(None if keep is None else keep)
+        self._peak = max(self._peak, most + self._checkpoint_bytes())
+
+    def abandon(self) -> None:
+        """Give the tokens begun up. Those before stay as they were: but where so many were begun that they overwrote
+        hot tokens, these are restored from their cold form, and count as degraded."""
+        self.mend()
+
+    def most_drafted(self) -> int:
+        """Tokens that may be begun behind the next one and left out of `commit`."""
+        return max(0, min(self.n_ctx - self._n - 1, *(state.most_drafted() for state in self.states)))
+
+    def mend(self) -> None:
+        """Make the tokens stored before an unfinished step whole again, and finish a `commit` or `truncate` that was
+        interrupted. May itself be interrupted, and called again. The methods here call it."""
+        for state in self.states:
+            if state.n != self._n:
+                self._settle(state)
+            if state.mend():
+                self._peak = max(self._peak, self.nbytes)
+        self._begun = 0
+
+    def _settle(self, state: State) -> None:
+        """Bring a state to this cache's length."""
+        n = self._n
+        if state.n < n:
+            state.commit(n - state.n)
+            return
+        state.mend()
+        snapshot = None if state.reaches(n) else self._checkpoints[n][self.states.index(state)]
+        if snapshot is None:
+            state.truncate(n)
+        else:
+            state.restore(snapshot)
+
+    def kept(self, n: int) -> int:
+        """How many tokens `truncate(n)` will keep."""
+        if all(state.reaches(n) for state in self.states):
+            return n
+        return max((at for at in self._checkpoints if at <= n), default=0)
+
+    def truncates_exactly(self, n: int) -> bool:
+        """Whether after `truncate(n)` every recent token is exact: none restored by it, and none before it."""
+        return self.kept(n) == n and all(
+            state.truncates_exactly(n) for state in self.states if isinstance(state, MixedState)
+        )
+
+    def truncate(self, n: int) -> int:
+        """Forget all but the first n tokens; returns how many are left.
+
+        These are n where all layers keep keys that are still there (CachePolicy.truncate says when that is exact);
+        fewer where a layer cannot go back so far: then as many as the last checkpoint before n has, or none.
+        """
+        if not 0 <= n <= self.n:
+            raise InputError(f"cannot truncate a cache of {self.n} tokens to {n}")
+        self.mend()
+        self._n = self.kept(n)
+        self.mend()
+        self._checkpoints = {at: snapshots for at, snapshots in self._checkpoints.items() if at <= self._n}
+        return self._n
+
+    def checkpoint(self) -> None:
+        """Make `truncate` able to come back to this length; does nothing where it always is.
+
+        Checkpoints take at most `checkpoint_bytes` together: the oldest ones go first.
+        """
+        self.mend()
+        if self._n == 0 or self._n in self._checkpoints:
+            return
+        snapshots = tuple(state.snapshot() for state in self.states)
+        size = _nbytes(snapshots)
+        if size == 0 or size > self._budget:
+            return
+        kept = dict(self._checkpoints)
+        while size + sum(map(_nbytes, kept.values())) > self._budget:
+            del kept[next(iter(kept))]
+        self._checkpoints = kept | {self._n: snapshots}
+        self._peak = max(self._peak, self.nbytes)
+
+    def _checkpoint_bytes(self) -> int:
+        return sum(map(_nbytes, self._checkpoints.values())) if self._checkpoints else 0
+
+    def filled(self) -> None:
+        """The states were set from outside, all to one length: that is this cache's."""
+        self._n = self.states[0].n
+        assert all(state.n == self._n for state in self.states), "states of one sequence have one length"
+
+    def clear(self) -> None:
+        """Forget everything, the peak included."""
+        self._n = self._begun = self._peak = 0
+        self._checkpoints = {}
+        for state in self.states:
+            state.clear()
+
+    def fork(self) -> KVCache:
+        """An independent copy of the sequence. Checkpoints never change, and are shared."""
+        self.mend()
+        twin = copy.copy(self)
+        twin.states = [state.fork() for state in self.states]
+        twin._places, twin._checkpoints = twin._find_places(), dict(self._checkpoints)
+        return twin
+
+    def stats(self) -> CacheStats:
+        """Tokens and bytes now."""
+        kinds = [state.stats() for state in self.states]
+        return CacheStats.of(
+            kinds, n_tokens=self._n, n_ctx=self.n_ctx, peak_bytes=self._peak, checkpoint_bytes=self._checkpoint_bytes()
+        )
+
+
+def _nbytes(snapshots: tuple[Snapshot | None, ...]) -> int:
+    return sum(snapshot.nbytes for snapshot in snapshots if snapshot is not None)

@@ -1,0 +1,118 @@
+"""The sliding kind: a ring of the window in FP16 or float32, no cold tier, no sinks (sliding_policy.py's integers)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from mixkv.engine.cache_config import CachePlan
+from mixkv.engine.state.group import KindStats, LayerGroup
+from mixkv.engine.state.mixed import RowBytes
+from mixkv.engine.state.sliding_policy import RingMarks, SlidingPolicy
+from mixkv.kernels import TILE, Backend
+from mixkv.kernels.contract import KVStore
+from mixkv.models.batch import F32
+from mixkv.models.layers import Attention
+
+
+def full_bytes(group: LayerGroup, plan: CachePlan, n_ctx: int, chunk: int) -> int:
+    """Bytes of n_ctx tokens: of the ring, where that is shorter."""
+    policy = SlidingPolicy(n_ctx=n_ctx, window=group.window, chunk=chunk)
+    rows = RowBytes.of(group.shape, (plan.format(i) for i in group.layers))
+    return rows.hot * min(n_ctx, policy.tiles * TILE)
+
+
+@dataclass(frozen=True)
+class RingSnapshot:
+    """A ring as it was; nobody writes to `store`."""
+
+    store: KVStore
+    marks: RingMarks
+    nbytes: int
+
+
+class SlidingState:
+    """See group.State. chunk: tokens that may be begun at a time."""
+
+    def __init__(self, group: LayerGroup, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int) -> None:
+        self.group = group
+        self.formats = tuple(plan.format(i) for i in group.layers)
+        self.policy = SlidingPolicy(n_ctx=n_ctx, window=group.window, chunk=chunk)
+        n_kv_heads, head_dim_k, head_dim_v = cast(tuple[int, int, int], group.shape)
+        self.store = backend.KVStore(
+            self.formats, n_kv_heads=n_kv_heads, head_dim_k=head_dim_k, head_dim_v=head_dim_v, n_ctx=n_ctx,
+            sink_tokens=0, hot_tiles=self.policy.tiles,
+        )  # fmt: skip
+        self._row_bytes = RowBytes.of(group.shape, self.formats)
+        self._begun = 0
+        self._hot_from = np.zeros(0, np.int64)  # everything is read in the hot form
+
+    @property
+    def n(self) -> int:
+        return self.policy.n
+
+    def begin(self, n: int) -> None:
+        assert 0 < n <= self.policy.chunk, "a ring has room for its window and one chunk"
+        if len(self._hot_from) != n:
+            self._hot_from = np.zeros(n, np.int64)
+        self._begun = n
+
+    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention) -> F32:
+        pos, hot_from, window = self.policy.n, self._hot_from, self.group.window
+        if k is None or v is None:
+            return self.store.attend(layer, q, pos, hot_from, scale=spec.scale, softcap=spec.softcap, window=window)
+        return self.store.step(
+            layer, q, k, v, pos, hot_from, 0, 0, scale=spec.scale, softcap=spec.softcap, window=window
+        )
+
+    def commit(self, keep: int | None = None) -> int:
+        before, end = self.policy.held_tokens, self.n + self._begun
+        most = max(before, end - self.policy.oldest_after(end))
+        self.policy.commit(self._begun, keep)
+        self._begun = 0
+        return most * self._row_bytes.hot
+
+    def most_drafted(self) -> int:
+        return self.policy.chunk - 1
+
+    def mend(self) -> bool:
+        """What was begun overwrote nothing that is still read; but what it did overwrite is gone."""
+        if self._begun:
+            self.policy.marks = RingMarks(self.n, self.policy.oldest_after(self.n + self._begun))
+            self._begun = 0
+        return False
+
+    def reaches(self, n: int) -> bool:
+        return self.policy.reaches(n)
+
+    def truncates_exactly(self, n: int) -> bool:
+        return self.policy.reaches(n)
+
+    def truncate(self, n: int) -> None:
+        self.policy.truncate(n)
+
+    def snapshot(self) -> RingSnapshot:
+        return RingSnapshot(self.store.copy(), self.policy.marks, self.stats().nbytes)
+
+    def restore(self, snapshot: object) -> None:
+        assert isinstance(snapshot, RingSnapshot)
+        self.store, self._begun = snapshot.store.copy(), 0
+        self.policy.marks = snapshot.marks
+
+    def clear(self) -> None:
+        self.policy.clear()
+        self._begun = 0
+
+    def fork(self) -> SlidingState:
+        twin = copy.copy(self)
+        twin.policy, twin.store, twin._begun = copy.copy(self.policy), self.store.copy(), 0
+        return twin
+
+    def stats(self) -> KindStats:
+        held, rows = self.policy.held_tokens, self._row_bytes
+        return KindStats(
+            window_bytes=held * rows.hot, elements=held * rows.elements, fp16_bytes=2 * held * rows.elements
+        )
