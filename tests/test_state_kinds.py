@@ -2,75 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from attention_oracle import nmse
-from fake_model import N_IDS, FakeModel, full, recurrent, sliding
+from fake_model import N_IDS, FakeModel, full
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from state_tools import CHUNK, IDS, MIXED, MODELS, N_CTX, cache_of, feed, run, sequence_of
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
-from mixkv.engine.scheduler import Scheduler
-from mixkv.engine.sequence import Sequence
-from mixkv.engine.state.batch import BatchStates
-from mixkv.engine.state.cache import KVCache
 from mixkv.engine.state.mixed import MixedState
 from mixkv.engine.state.recurrent import RecurrentState
 from mixkv.engine.state.stats import cache_bytes
 from mixkv.kernels import default_backend
 from mixkv.kernels.errors import ConfigError, ContextFullError
-from mixkv.models.batch import F32, Batch
-
-N_CTX, CHUNK = 300, 24
-ALL = (
-    full(),
-    sliding(20),
-    recurrent(),
-    full(kv_from=0),
-    sliding(20),
-    sliding(33, head_dim=32, n_kv_heads=4),
-    full(1, 8),
-)
-MODELS = {
-    "all": ALL,
-    "windows": (sliding(20), full(), sliding(1, softcap=3.0), sliding(20, kv_from=0)),
-    "recurrent": (recurrent(4), recurrent(4), full()),
-    "one state": (recurrent(),),
-}
-IDS = np.random.default_rng(2).integers(0, N_IDS, N_CTX).tolist()
-MIXED = {"mixed_kv_cache": True, "hot_window": 16, "sink_tokens": 4}
+from mixkv.models.batch import F32
 
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, FakeModel]:
     return {name: FakeModel(*layers) for name, layers in MODELS.items()}
-
-
-def cache_of(model: FakeModel, *, chunk: int = CHUNK, checkpoint_bytes: int = 1 << 20, **options: Any) -> KVCache:
-    plan = CachePlan.of(KVCacheConfig(**options), model.config.layers)
-    return KVCache(model.config, plan, model.backend, n_ctx=N_CTX, chunk=chunk, checkpoint_bytes=checkpoint_bytes)
-
-
-def sequence_of(model: FakeModel, cache: KVCache) -> Sequence:
-    return Sequence(Scheduler(model, n_batch=CHUNK), cache)
-
-
-def run(model: FakeModel, parts: list[tuple[KVCache, list[int]]]) -> list[F32]:
-    """All rows of tokens that the caches begin together; the caller commits."""
-    batch = Batch.of([(ids, cache.begin(len(ids)), len(ids)) for cache, ids in parts])
-    rows = model.forward(batch, BatchStates([cache for cache, _ in parts], batch.runs))
-    return [rows[r.start : r.stop] for r in batch.runs]
-
-
-def feed(model: FakeModel, cache: KVCache, ids: list[int], cut: int = CHUNK) -> F32:
-    rows = []
-    for i in range(0, len(ids), cut):
-        rows += run(model, [(cache, ids[i : i + cut])])
-        cache.commit()
-    return np.concatenate(rows)
 
 
 WANTED: dict[tuple[str, bool], NDArray] = {}

@@ -90,7 +90,7 @@ class MixedState:
 
     def most_drafted(self) -> int:
         policy = self.policy
-        return min(policy.most_taken_back, policy.chunk - 1)
+        return policy.chunk - 1
 
     def mend(self) -> bool:
         """Tokens before those begun stay as they were: but where so many were begun that they overwrote hot tokens,

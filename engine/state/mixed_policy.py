@@ -146,21 +146,14 @@ class CachePolicy:
         """All tokens up to the step's last are stored, or the first `keep` of it where the rest was a draft that was
         rejected; hot copies that no later query reads are given up.
 
-        Taking a draft back is exact: its step has not used the ring slot of any token that is hot without it (see
-        `most_taken_back`). Tiles that only the draft's queries read in cold form stay, if no rejected token is in one.
+        Taking a draft back is exact: the ring has room for a whole piece besides all that is hot at once, so the step
+        has not used the slot of any token that is hot without it. Tiles that only the draft's queries read in cold form
+        stay, if no rejected token is in one.
         """
         n = step.pos + (step.n if keep is None else keep)
         hot_start = max(self.marks.hot_start, self.cold_end(max(0, n - self.reserve)))
         quant_end = max(self.marks.quant_end, min(step.cold_to, self._whole(n)))
         self.marks = replace(self.marks, n=n, hot_start=hot_start, quant_end=quant_end)
-
-    @property
-    def most_taken_back(self) -> int:
-        """Tokens at the end of a step that `commit` can leave out: what the ring has room for besides all that can be
-        hot at once, whatever the tiles' borders. Without a window every slot is a token's own."""
-        if self.window is None or self.hot_tiles * TILE >= self.n_ctx - self.sinks:
-            return self.n_ctx
-        return max(0, self.hot_tiles * TILE - (self.window + 2 * TILE - 2) - self.reserve)
 
     def truncate(self, n: int) -> tuple[int, int]:
         """Forget all but the first n tokens; returns the tiles [start, stop) to rehydrate from their cold form.
