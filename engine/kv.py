@@ -11,6 +11,7 @@ import numpy as np
 from mixkv.engine.cache import CachePolicy, Step
 from mixkv.engine.cache_config import CachePlan
 from mixkv.kernels import Backend, cache_type
+from mixkv.kernels.contract import PagePool
 from mixkv.kernels.errors import InputError
 from mixkv.models.batch import F32, Run
 from mixkv.models.config import ModelConfig
@@ -48,13 +49,17 @@ class CacheStats:
 class KVCache:
     """The cache of one sequence. `n` tokens are stored; `begin` and `commit` add more; `truncate` takes some back.
 
-    backend: that of the model whose keys it keeps. chunk: tokens to attend to at once (see CachePolicy); more may be begun
-    at a time.
+    backend: that of the model whose keys it keeps. chunk: tokens to attend to at once (see CachePolicy); more may be
+    begun at a time. pool: where its memory is from, with forks and other sequences; None: a pool of its own.
     """
 
-    def __init__(self, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int) -> None:
+    def __init__(
+        self, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int,
+        pool: PagePool | None = None,
+    ) -> None:  # fmt: skip
         plan = plan.within(n_ctx)
         self.plan, self._model = plan, model
+        self.pool = backend.page_pool() if pool is None else pool
         self._policy = CachePolicy(
             n_ctx=n_ctx,
             sink_tokens=plan.sink_tokens,
@@ -70,6 +75,7 @@ class KVCache:
             n_ctx=n_ctx,
             sink_tokens=plan.sink_tokens,
             hot_tiles=self._policy.hot_tiles,
+            pool=self.pool,
         )
         self._row_bytes = RowBytes.of(model, plan)
         self._peak = 0
@@ -103,9 +109,12 @@ class KVCache:
 
     def begin(self, n: int) -> int:
         """Prepare for n more tokens and return the first one's position; each layer then calls `attend` once, and
-        `commit` ends it, or `abandon`. ContextFullError, and nothing changed, if the tokens do not fit."""
+        `commit` ends it, or `abandon`. Nothing has changed after a ContextFullError, if the tokens do not fit, or an
+        OutOfMemoryError, if the pool has no memory for them."""
         self.mend()
-        self._steps = self._policy.steps(n)
+        steps = self._policy.steps(n)
+        self.store.reserve(self.n, self.n + n, steps[0].cold_from, steps[-1].cold_to)
+        self._steps = steps
         return self.n
 
     def attend(self, layer: int, q: F32, k: F32, v: F32) -> F32:
@@ -163,22 +172,28 @@ class KVCache:
         self._steps, self._written = [], {}
 
     def truncate(self, n: int) -> None:
-        """Forget all but the first n tokens. See CachePolicy.truncate for when that is exact."""
+        """Forget all but the first n tokens. See CachePolicy.truncate for when that is exact; where it is not, and no
+        memory is left to restore tokens in, it is an OutOfMemoryError, and nothing has changed."""
         if not 0 <= n <= self.n:
             raise InputError(f"cannot truncate a cache of {self.n} tokens to {n}")
         self.mend()
-        start, stop = self._policy.truncate(n)
+        policy = copy.copy(self._policy)
+        start, stop = policy.truncate(n)
+        self.store.reserve(start, stop, 0, 0)
+        self._policy = policy
         if start < stop:
             for layer in range(len(self.plan.layers)):
                 self.store.rehydrate(layer, start, stop)
+        self.store.trim(n, policy.marks.quant_end)
 
     def clear(self) -> None:
         """Forget everything, the peak included."""
         self._policy.clear()
+        self.store.trim(0, 0)
         self._peak, self._steps, self._written = 0, [], {}
 
     def fork(self) -> KVCache:
-        """An independent copy of the sequence."""
+        """The same sequence once more, to go on by itself. Its memory is shared until one of the two writes to it."""
         self.mend()
         twin = copy.copy(self)
         twin._policy, twin.store = copy.copy(self._policy), self.store.copy()

@@ -28,6 +28,7 @@ from mixkv.engine.session import restore_session, save_session
 from mixkv.engine.slots import Slots
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.kernels import Backend
+from mixkv.kernels.contract import PagePool
 from mixkv.kernels.errors import InputError, MixkvError
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
@@ -47,7 +48,7 @@ class Loaded:
     heads: HeadStatistics
     n_ctx: int
     prefix_reuse: str
-    kv_memory: int | None
+    pool: PagePool
     load_seconds: float
 
     @property
@@ -63,6 +64,7 @@ class Loaded:
             self.scheduler.model.backend,
             n_ctx=n_ctx,
             chunk=min(self.scheduler.n_batch, n_ctx),
+            pool=self.pool,
         )
         return Sequence(self.scheduler, cache)
 
