@@ -156,23 +156,28 @@ class KVStore:
         scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
     ) -> F32:  # fmt: skip
         """write, quantize [cold_from, cold_to), attend: a layer's whole dealing with its cache in one call."""
-        self.check_step(layer, q, k, v, pos, hot_from, cold_from, cold_to, window=window)
-        at = self._layers[layer]
-        at.check_ring(pos, pos + len(k), "step")
-        self._pool.reserve([*at.hot_rows(pos, pos + len(k)), *at.cold_rows(cold_from, cold_to)])
+        self.check_step("step", layer, q, k, v, pos, hot_from, cold_from, cold_to, window=window)
+        self.reserve_step(layer, pos, len(k), cold_from, cold_to)
         self.write(layer, k, v, pos)
         self.quantize(layer, cold_from, cold_to)
         return self.attend(layer, q, pos, hot_from, scale=scale, softcap=softcap, max_bias=max_bias, window=window)
 
     def check_step(
-        self, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: I64, cold_from: int, cold_to: int, *, window: int
-    ) -> None:
+        self, what: str, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: I64, cold_from: int, cold_to: int, *,
+        window: int,
+    ) -> None:  # fmt: skip
         """InputError for arguments of `step` that cannot be, whatever is stored."""
-        self._check.layer(layer, "step")
-        self._checked_kv(k, v, pos, "step")
-        self._check.queries(q, pos, hot_from, window, "step")
-        self._check.tiles(cold_from, cold_to, "step")
-        require(len(q) == len(k), "step", "q and k differ in length")
+        self._check.layer(layer, what)
+        self._checked_kv(k, v, pos, what)
+        self._check.queries(q, pos, hot_from, window, what)
+        self._check.tiles(cold_from, cold_to, what)
+        require(len(q) == len(k), what, "q and k differ in length")
+
+    def reserve_step(self, layer: int, pos: int, n: int, cold_from: int, cold_to: int) -> None:
+        """The pages of a `step`, as it takes them before it writes anything."""
+        at = self._layers[layer]
+        at.check_ring(pos, pos + n, "step")
+        self._pool.reserve([*at.hot_rows(pos, pos + n), *at.cold_rows(cold_from, cold_to)])
 
     def reserve(self, hot_start: int, hot_stop: int, cold_start: int, cold_stop: int) -> None:
         """All layers: the pages to write positions [hot_start, hot_stop) in the hot form (of a longer stretch than the

@@ -36,7 +36,9 @@ def step_batch(
     require(ends[-1] >= len(q), what, "the orders have fewer queries than q has")
     parts = [slice(a, b) for a, b in pairwise(ends)]
     for store, order, at in zip(stores, orders, parts, strict=True):
-        store.check_step(layer, q[at], k[at], v[at], *order, window=window)
+        store.check_step(what, layer, q[at], k[at], v[at], *order, window=window)
+    for store, (pos, hot_from, cold_from, cold_to) in zip(stores, orders, strict=True):
+        store.reserve_step(layer, pos, len(hot_from), cold_from, cold_to)
     out = np.empty((len(q), q.shape[1], v.shape[2]), np.float32)
     for store, order, at in zip(stores, orders, parts, strict=True):
         out[at] = store.step(

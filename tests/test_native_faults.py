@@ -127,7 +127,7 @@ def jobs(backend: Any) -> list[Callable[[], F32]]:
         [LayerFormat()], n_kv_heads=8, head_dim_k=32, head_dim_v=32, n_ctx=256, sink_tokens=0, hot_tiles=16
     )
     hot = np.zeros(200, np.int64)
-    return [lambda: qkv(x, 7)[0], lambda: store.step(0, k, k, k, 0, hot, 0, 0, scale=0.1)]
+    return [lambda: qkv(x, 7 + np.arange(200))[0], lambda: store.step(0, k, k, k, 0, hot, 0, 0, scale=0.1)]
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

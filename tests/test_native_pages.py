@@ -56,7 +56,7 @@ def test_recycled_pages_are_as_good_as_new(isa: str, fmt: LayerFormat) -> None:
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_forks_are_independent_to_the_last_bit(backend: Any, fmt: LayerFormat) -> None:
-    """Three forks of a prefix go on in turns, each with tokens of its own; each gives the bits of one that never forked."""
+    """Three forks of a prefix go on in turns, each with tokens of its own, as sequences that never forked do."""
     runs = [Run(backend.KVStore, fmt, n=700, head_dim=32, group=1, hot_tiles=11) for _ in range(3)]
     for i, run in enumerate(runs[1:]):
         for x in (run.q, run.k, run.v):

@@ -114,7 +114,10 @@ nb::object step_batch(PyBackend& on, Whole at, nb::sequence stores, nb::handle q
     const size_t n_stores = nb::len(stores);
     require(n_stores == nb::len(orders_), what, "there are not as many orders as stores");
     for (size_t i = 0; i < n_stores; ++i) {
-        auto& s = *item<KVStore*>(stores[i], "step_batch: a store is not one of this backend's");
+        const char* const no_store = "step_batch: a store is not one of this backend's";
+        auto* const pointer = item<KVStore*>(stores[i], no_store);
+        if (!pointer) throw nb::type_error(no_store);  // None
+        KVStore& s = *pointer;
         require(&s.backend() == on.shared.get(), what, "a store is another backend's");
         check_layer(s, at, what);
         for (const StepOrder& o : orders) require(o.store != &s, what, "a store is there twice");

@@ -1,6 +1,7 @@
 #include "pages.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <string>
 
@@ -8,7 +9,7 @@
 
 namespace mixkv {
 namespace {
-constexpr size_t slab_bytes = size_t(8) << 20;
+constexpr size_t slab_bytes = size_t(8) << 20, huge_page = size_t(2) << 20;
 constexpr size_t most_idle = size_t(32) << 20;  // beyond this, slabs that nobody uses go back to the system
 }  // namespace
 
@@ -49,10 +50,14 @@ PagePool::Size& PagePool::size_of(size_t bytes) {
 Page* PagePool::take_one(Size& size) {
     while (size.full < size.slabs.size() && size.slabs[size.full]->free.empty()) ++size.full;
     if (size.full == size.slabs.size()) {
-        const size_t n = std::clamp<size_t>(size.n_pages, 1, std::max<size_t>(1, slab_bytes / size.bytes));
+        size_t n = std::clamp<size_t>(size.n_pages, 1, std::max<size_t>(1, slab_bytes / size.bytes)), room = n * size.bytes;
+        if (room >= huge_page && std::bit_floor(room) >= size.bytes) {  // no part of it on small pages
+            room = std::bit_floor(room);
+            n = room / size.bytes;
+        }
         auto slab = std::make_unique<Slab>();
         slab->size = &size;
-        slab->memory = Buffer(n * size.bytes);
+        slab->memory = Buffer(room);
         slab->pages.resize(n);
         slab->free.reserve(n);
         for (size_t i = n; i-- > 0;) {
@@ -61,7 +66,7 @@ Page* PagePool::take_one(Size& size) {
         }
         size.slabs.push_back(std::move(slab));
         size.n_pages += n;
-        idle_ += n * size.bytes;
+        idle_ += room;
     }
     Slab& slab = *size.slabs[size.full];
     if (slab.free.size() == slab.pages.size()) idle_ -= slab.memory.size();
