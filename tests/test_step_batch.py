@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from native_tools import NATIVE_IS_BUILT, F32, Run, first_hot, native_backend, same_bits
+from native_tools import F32, NATIVE_IS_BUILT, Run, first_hot, native_backend, same_bits
 
 from mixkv.kernels import open_backend
 from mixkv.kernels.errors import InputError, OutOfMemoryError
@@ -94,8 +94,9 @@ def test_batches_that_cannot_be_are_refused_and_nothing_is_written(kind: str) ->
     good: dict[str, Any] = {"layer": 0, "stores": [one, two], "q": q, "k": k, "v": v, "orders": [first, second]}
     for wrong in (
         {"layer": 1}, {"stores": [one]}, {"stores": [one, one]}, {"q": q[:1].copy()}, {"k": k[:1].copy()},
-        {"q": q.astype(np.float64)}, {"orders": [first, (0, np.array([5, 5]), 5, 5)]}, {"orders": [first, (0, second[1])]},
-        {"orders": [first, (60, np.array([5]), 5, 5)]}, {"orders": [first, (0, np.array([5], np.int32), 5, 5)]},
+        {"q": q.astype(np.float64)}, {"orders": [first, (0, np.array([5, 5]), 5, 5)]},
+        {"orders": [first, (0, second[1])]}, {"orders": [first, (60, np.array([5]), 5, 5)]},
+        {"orders": [first, (0, np.array([5], np.int32), 5, 5)]},
         {"orders": [first, (0, np.array([5]), 5, 20)]}, {"stores": [one, two, two.copy()]},
         {"stores": [one], "orders": [first]},
     ):  # fmt: skip
