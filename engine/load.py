@@ -48,13 +48,13 @@ def load(
 
     n_ctx: tokens that each sequence can hold; left out, what the model was trained for, or less if memory is short.
     n_batch: tokens of prompts computed at a time. n_parallel: sequences computed at once; more calls wait. kv_memory:
-    bytes for all caches together; left out, what n_parallel full ones take. n_threads: left out, the usable cores. The
-    cache is described by `cache_config`, or by keywords with the names of KVCacheConfig's fields (mixed_kv_cache,
-    hot_window, ...). prefix_reuse: what a new prompt may take from the cache; "on": the longest common prefix, "exact":
-    only if no recent token would be a dequantized one, "off": nothing. exact: float32 activations in native kernels.
-    dense: weights dequantized once, at load (reference kernels; faster, and up to 7 times the memory). overrides:
-    metadata in place of the file's, such as {"{arch}.rope.freq_base": 1e6}; "{arch}" is the file's architecture.
-    progress(bytes done, bytes in all) is called while weights are read.
+    bytes for all caches together, forks included; left out, no limit. n_threads: left out, the usable cores. The cache
+    is described by `cache_config`, or by keywords with the names of KVCacheConfig's fields (mixed_kv_cache, ...).
+    prefix_reuse: what a new prompt may take from the cache; "on": the longest common prefix, "exact": only if no
+    recent token would be a dequantized one, "off": nothing. exact: float32 activations in native kernels. dense:
+    weights dequantized once, at load (reference kernels; faster, and up to 7 times the memory). overrides: metadata in
+    place of the file's, such as {"{arch}.rope.freq_base": 1e6}; "{arch}" is the file's architecture. progress(bytes
+    done, bytes in all) is called while weights are read.
 
     Raises GGUFError, TokenizerError, ConfigError, OutOfMemoryError.
     """
@@ -101,7 +101,7 @@ def load(
     return LLM(
         Loaded(
             gguf, scheduler, tokenizer, config, plan, heads, n_ctx=n_ctx, prefix_reuse=prefix_reuse,
-            kv_memory=kv_memory, load_seconds=time.perf_counter() - start,
+            pool=backend.page_pool(kv_memory), load_seconds=time.perf_counter() - start,
         )
     )  # fmt: skip
 

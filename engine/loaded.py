@@ -10,6 +10,7 @@ from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
 from mixkv.engine.state.cache import KVCache
 from mixkv.engine.tokenizer.base import Tokenizer
+from mixkv.kernels.contract import PagePool
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 
@@ -26,7 +27,7 @@ class Loaded:
     heads: HeadStatistics
     n_ctx: int
     prefix_reuse: str
-    kv_memory: int | None
+    pool: PagePool
     load_seconds: float
 
     @property
@@ -42,5 +43,6 @@ class Loaded:
             self.scheduler.model.backend,
             n_ctx=n_ctx,
             chunk=min(self.scheduler.n_batch, n_ctx),
+            pool=self.pool,
         )
         return Sequence(self.scheduler, cache)

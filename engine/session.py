@@ -68,8 +68,9 @@ def restore_session(path: str | Path, current: Sequence, *, convert: bool = Fals
         if tokens.size and not (tokens.min() >= 0 and tokens.max() < model.n_vocab):
             raise SessionError(f"session {path} holds token ids that this model does not have: it is damaged")
         cache = KVCache(
-            model, current.cache.plan, current.model.backend, n_ctx=n_ctx, chunk=min(current.scheduler.n_batch, n_ctx)
-        )
+            model, current.cache.plan, current.model.backend, n_ctx=n_ctx, chunk=min(current.scheduler.n_batch, n_ctx),
+            pool=current.cache.pool,
+        )  # fmt: skip
         with np.errstate(all="ignore"):  # NaN and infinity among the rows are data
             for state, theirs, difference in zip(cache.states, header.groups, differences, strict=True):
                 fill(reader, theirs, state, convert=bool(difference))

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels.contract import Head, KVStore, NormFFN, NormQKV, Weight
+from mixkv.kernels.contract import Head, KVStore, NormFFN, NormQKV, PagePool, Weight
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
 class Backend:
@@ -50,14 +51,19 @@ class Backend:
     def Head(self, *, norm: F32, eps: float, w: Weight) -> Head: ...
     def KVStore(
         self, layers: Sequence[Any], *, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_ctx: int,
-        sink_tokens: int, hot_tiles: int,
+        sink_tokens: int, hot_tiles: int, pool: Any = None,
     ) -> KVStore: ...  # fmt: skip
+    def page_pool(self, budget: int | None = None) -> PagePool: ...
+    def step_batch(
+        self, layer: int, stores: Sequence[Any], q: F32, k: F32, v: F32, orders: Sequence[tuple[int, I64, int, int]], *,
+        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
+    ) -> F32: ...  # fmt: skip
     def attend_segment_rows(
         self, q: F32, k: U8, type_k: str, v: U8, type_v: str, head_dim_v: int, mask: F32 | None, m: F32, s: F32,
         acc: F32, scale: float, slopes: F32 | None, softcap: float,
     ) -> tuple[F32, F32, F32]: ...  # fmt: skip
     def poison_scratch(self, on: bool) -> None:
-        """Tests: fill attention's scratch memory with NaN before each use."""
+        """Tests: fill attention's scratch memory with NaN before each use, and pages before they are first written."""
 
     def debug_idots(self, x: F32, w: Weight) -> I32:
         """Tests: the integer dot products, (groups of 16 rows, n, blocks, 2 halves, 16)."""

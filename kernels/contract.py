@@ -59,8 +59,28 @@ class Head(Protocol):
         """x (n, dim) -> w rms_norm(x), (n, vocabulary)."""
 
 
+class PagePool(Protocol):
+    """Memory for the caches of many sequences: pages that they share, under one budget. It works with every backend of
+    the kind that made it."""
+
+    @property
+    def budget(self) -> int | None:
+        """The most bytes of pages that may be in use; None: as many as there are."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pages in use, each counted once."""
+
+    @property
+    def peak_nbytes(self) -> int:
+        """The most that it ever was."""
+
+
 class KVStore(Protocol):
     """Storage of all layers' keys and values; method by method in docs/architecture.md and store.py."""
+
+    def reserve(self, hot_start: int, hot_stop: int, cold_start: int, cold_stop: int) -> None: ...
+    def trim(self, hot_stop: int, cold_stop: int) -> None: ...
 
     def step(
         self, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: I64, cold_from: int, cold_to: int, *,
@@ -143,11 +163,26 @@ class Backend(Protocol):
 
     def KVStore(
         self, layers: Sequence[LayerFormat], *, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_ctx: int,
-        sink_tokens: int, hot_tiles: int,
+        sink_tokens: int, hot_tiles: int, pool: Any = None,
     ) -> KVStore:  # fmt: skip
-        """layers: one format each. n_ctx: positions that may ever be stored. hot_tiles: ring slots.
+        """layers: one format each. n_ctx: positions that may ever be stored. hot_tiles: ring slots. pool: the PagePool
+        that its memory is from; None: one of its own, without a budget.
 
-        ConfigError for numbers that cannot be, OutOfMemoryError where the address space is not to be had.
+        ConfigError for numbers that cannot be, OutOfMemoryError for more positions than can be listed.
+        """
+
+    def page_pool(self, budget: int | None = None) -> PagePool:
+        """Where stores take their pages from; budget: bytes, None for as many as there are."""
+
+    def step_batch(
+        self, layer: int, stores: Sequence[Any], q: F32, k: F32, v: F32, orders: Sequence[tuple[int, I64, int, int]], *,
+        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
+    ) -> F32:  # fmt: skip
+        """One layer's `KVStore.step` of several sequences, each with a store of its own, as one job.
+
+        q, k, v have the rows of the first store, then those of the second, and so on; orders: (pos, hot_from,
+        cold_from, cold_to) for each store, with as many numbers in hot_from as it has rows. The bits are those of
+        separate calls.
         """
 
     def attend_segment(

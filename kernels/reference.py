@@ -19,6 +19,8 @@ from mixkv.kernels.ggml import WeightType, dequantize
 from mixkv.kernels.numeric import rms_norm, rope
 from mixkv.kernels.reference_attention import KEY_BLOCK, attend_segment
 from mixkv.kernels.store import KVStore
+from mixkv.kernels.store_batch import step_batch
+from mixkv.kernels.store_pages import PagePool
 
 F32 = NDArray[np.float32]
 ROW_BLOCK_BYTES = 16 << 20
@@ -181,3 +183,8 @@ class ReferenceBackend:
 
     def KVStore(self, *args: Any, **shape: Any) -> KVStore:
         return KVStore(*args, **shape)
+
+    def page_pool(self, budget: int | None = None) -> PagePool:
+        return PagePool(budget)
+
+    step_batch = staticmethod(step_batch)

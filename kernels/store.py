@@ -4,14 +4,13 @@ Each layer has rows in its hot type for the sinks (positions j < S) and for a ri
 rows in its cold types for old ones. Tile i holds positions S + 16 i ... S + 16 i + 15 and lives, while it is hot, in
 ring slot i % hot_tiles. Where the ring has a slot for every tile and both forms are written alike, there is one form,
 and the ring is the cold area too. The store follows orders: who is hot and who reads what is decided by
-engine/state/, on integers alone; it knows what it holds, and refuses to read the rest. Cold rows are reserved for the
-whole context, and the operating system hands out pages as they are first written.
+engine/state/, on integers alone; it knows what it holds, and refuses to read the rest. Rows lie in pages
+(store_pages.py), which copies share; before anything is written its pages are there and this store's own.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import index
 from typing import Any
 
@@ -21,10 +20,11 @@ from numpy.typing import NDArray
 from mixkv.kernels.errors import OutOfMemoryError
 from mixkv.kernels.formats import TILE, LayerFormat, QuantizedRows, decode, encode
 from mixkv.kernels.numeric import hadamard
-from mixkv.kernels.reference_attention import attend_segment
+from mixkv.kernels.reference_attention import KEY_BLOCK, attend_segment
 from mixkv.kernels.state import F32, AttentionState, alibi_slopes, empty_state, finalize
 from mixkv.kernels.store_checks import Checks, check_sizes, require
-from mixkv.kernels.store_layer import Layer, Side
+from mixkv.kernels.store_layer import Layer
+from mixkv.kernels.store_pages import PagePool
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
@@ -33,21 +33,27 @@ I64 = NDArray[np.int64]
 class KVStore:
     """Storage of all layers' keys and values; see the kernel contract for the orders it takes.
 
-    layers: one LayerFormat each. n_ctx: positions that may ever be stored. sink_tokens S. hot_tiles: ring slots.
+    layers: one LayerFormat each. n_ctx: positions that may ever be stored. sink_tokens S. hot_tiles: ring slots. pool:
+    where its pages are from; None: a pool of its own, without a budget.
     Wrong sizes are a ConfigError; every other mistake is an InputError (store_checks.py), and changes nothing.
     """
 
     def __init__(
         self, layers: Sequence[LayerFormat], *, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_ctx: int,
-        sink_tokens: int, hot_tiles: int,
+        sink_tokens: int, hot_tiles: int, pool: PagePool | None = None,
     ) -> None:  # fmt: skip
+        if pool is not None and not isinstance(pool, PagePool):
+            raise TypeError("pool is not a PagePool of this backend")
+        self._pool = pool = PagePool() if pool is None else pool
         head_dims = head_dim_k, head_dim_v
         check_sizes(n_kv_heads, head_dims, n_ctx, sink_tokens, hot_tiles)
         self._sinks = sink_tokens
         self._check = Checks(len(layers), n_kv_heads, head_dims, n_ctx, sink_tokens)
         try:
             self._layers = [
-                Layer(f, heads=n_kv_heads, head_dims=head_dims, sinks=sink_tokens, n_ctx=n_ctx, hot_tiles=hot_tiles)
+                Layer(
+                    f, pool, heads=n_kv_heads, head_dims=head_dims, sinks=sink_tokens, n_ctx=n_ctx, hot_tiles=hot_tiles
+                )
                 for f in layers
             ]
         except (MemoryError, ValueError):  # NumPy's words for more than there is, and more than can be
@@ -70,10 +76,8 @@ class KVStore:
         at.need_hot(start, stop, "quantize")
         if stop <= start or at.one_form:
             return
-        ring_at, cold_at = at.ring_index(start, stop), slice(start - self._sinks, stop - self._sinks)
-        at.cold[cold_at] = np.arange(start, stop) + 1
-        for side in at.sides:
-            side.cold_rows[cold_at] = encode(side.ring[ring_at].astype(np.float32), side.cold, side.q4_scale)
+        hot = [at.hot(side, start, stop).astype(np.float32) for side in (0, 1)]
+        at.put_cold(start, [encode(x, form.cold, form.q4_scale) for x, form in zip(hot, at.sides, strict=True)])
 
     def rehydrate(self, layer: int, start: int, stop: int) -> None:
         """Write the hot form of whole tiles [start, stop) from their cold form: exact no more, but readable as hot."""
@@ -84,8 +88,7 @@ class KVStore:
         at.check_ring(start, stop, "rehydrate")
         at.need_cold(start, stop, "rehydrate")
         if not at.one_form:
-            cold_at = slice(start - self._sinks, stop - self._sinks)
-            rows = [decode(side.cold_rows[cold_at], side.cold, side.head_dim) for side in at.sides]
+            rows = [decode(at.cold_bytes(i, start, stop), f.cold, f.head_dim) for i, f in enumerate(at.sides)]
             at.put_hot(start, rows, "rehydrate")
 
     def attend(
@@ -111,18 +114,13 @@ class KVStore:
         at.need_hot(first, min(s, stop), "attend")
         at.need_cold(max(first, s), cold_stop, "attend")
         at.need_hot(max(first, hot_start), stop, "attend")
-        segments = [(0, min(s, stop), None), (s, cold_stop, True), (hot_start, stop, False)]
         position = np.arange(pos, stop)[:, None]
         slopes = alibi_slopes(n_heads, max_bias)
         state = empty_state(n, n_heads, value.head_dim)
-        for start, end, cold in segments:
-            if window:
-                start = max(start, (pos - window + 1 - s) // TILE * TILE + s) if start >= s else start
-            if end <= start:
-                continue
+        for start, end, cold in self._segments(first, hot_start, cold_stop, stop):
             j = np.arange(start, end)[None, :]
             hidden = j > position
-            if cold is not None:
+            if start >= s:
                 hidden = hidden | ((j >= hot_from[:, None]) if cold else (j < hot_from[:, None]))
             if window:
                 hidden = hidden | (j <= position - window)
@@ -131,33 +129,74 @@ class KVStore:
                 mask = np.where(hidden, -np.inf, j - position).astype(np.float32)
             elif hidden.any():
                 mask = np.where(hidden, -np.inf, 0).astype(np.float32)
-            k, v = (self._rows(at, side, start, end, cold) for side in (key, value))
+            k, v = (self._rows(at, side, start, end, cold) for side in (0, 1))
             state = AttentionState(*attend_segment(q, k, v, mask, state.m, state.s, state.acc, scale, slopes, softcap))
         out = finalize(state)
         return hadamard(out) if value.rotate else out
 
-    def _rows(
-        self, at: Layer, side: Side, start: int, stop: int, cold: bool | None
-    ) -> QuantizedRows | NDArray[np.floating]:
-        if cold is None:
-            return side.sink_rows[start:stop]
+    def _segments(self, first: int, hot_start: int, cold_stop: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+        """(start, stop, whether cold) of the keys that some query reads: sinks, cold ones, hot ones, block by block.
+
+        first: the first position that a window leaves in sight.
+        """
+        s = self._sinks
+        seen = max(s, (first - s) // TILE * TILE + s)
+        parts = (first, min(s, stop), False), (seen, cold_stop, True), (max(seen, hot_start), stop, False)
+        for start, end, cold in parts:
+            for a in range(start, end, KEY_BLOCK):
+                yield a, min(a + KEY_BLOCK, end), cold
+
+    def _rows(self, at: Layer, side: int, start: int, stop: int, cold: bool) -> QuantizedRows | NDArray[np.floating]:
         if cold:
-            return QuantizedRows(side.cold_rows[start - self._sinks : stop - self._sinks], side.cold, side.head_dim)
-        return side.ring[at.ring_index(start, stop)]
+            return QuantizedRows(at.cold_bytes(side, start, stop), at.sides[side].cold, at.sides[side].head_dim)
+        return at.hot(side, start, stop)
 
     def step(
         self, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: I64, cold_from: int, cold_to: int, *,
         scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
     ) -> F32:  # fmt: skip
         """write, quantize [cold_from, cold_to), attend: a layer's whole dealing with its cache in one call."""
-        self._check.layer(layer, "step")
-        self._checked_kv(k, v, pos, "step")
-        self._check.queries(q, pos, hot_from, window, "step")
-        self._check.tiles(cold_from, cold_to, "step")
-        require(len(q) == len(k), "step", "q and k differ in length")
+        self.check_step("step", layer, q, k, v, pos, hot_from, cold_from, cold_to, window=window)
+        self.reserve_step(layer, pos, len(k), cold_from, cold_to)
         self.write(layer, k, v, pos)
         self.quantize(layer, cold_from, cold_to)
         return self.attend(layer, q, pos, hot_from, scale=scale, softcap=softcap, max_bias=max_bias, window=window)
+
+    def check_step(
+        self, what: str, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: I64, cold_from: int, cold_to: int, *,
+        window: int,
+    ) -> None:  # fmt: skip
+        """InputError for arguments of `step` that cannot be, whatever is stored."""
+        self._check.layer(layer, what)
+        self._checked_kv(k, v, pos, what)
+        self._check.queries(q, pos, hot_from, window, what)
+        self._check.tiles(cold_from, cold_to, what)
+        require(len(q) == len(k), what, "q and k differ in length")
+
+    def reserve_step(self, layer: int, pos: int, n: int, cold_from: int, cold_to: int) -> None:
+        """The pages of a `step`, as it takes them before it writes anything."""
+        at = self._layers[layer]
+        at.check_ring(pos, pos + n, "step")
+        self._pool.reserve([*at.hot_rows(pos, pos + n), *at.cold_rows(cold_from, cold_to)])
+
+    def reserve(self, hot_start: int, hot_stop: int, cold_start: int, cold_stop: int) -> None:
+        """All layers: the pages to write positions [hot_start, hot_stop) in the hot form (of a longer stretch than the
+        ring's: all of it) and whole tiles [cold_start, cold_stop) in the cold one, this store's own. OutOfMemoryError
+        where the pool's budget does not allow them all, and then nothing has changed."""
+        hot_stop = self._checked_range(hot_start, hot_stop, "reserve")
+        self._check.tiles(cold_start, cold_stop, "reserve")
+        hot = (rows for at in self._layers for rows in at.hot_rows(hot_start, hot_stop))
+        self._pool.reserve([*hot, *(rows for at in self._layers for rows in at.cold_rows(cold_start, cold_stop))])
+
+    def trim(self, hot_stop: int, cold_stop: int) -> None:
+        """All layers: forget the hot form of positions from hot_stop on and the cold form of those from cold_stop on
+        (where there is one form, the hot one is all), and give back pages that are left empty."""
+        require(index(hot_stop) >= 0 and index(cold_stop) >= 0, "trim", "positions are not negative")
+        for at in self._layers:
+            at.sinks.forget(hot_stop)
+            at.ring.forget(hot_stop)
+            if not at.one_form:
+                at.cold.forget(cold_stop)
 
     def _checked_range(self, start: int, stop: int, what: str) -> int:
         """The end of a range to read, which may be empty and then come the wrong way round."""
@@ -172,8 +211,7 @@ class KVStore:
         at = self._layers[self._check.layer(layer, "get_hot")]
         stop = self._checked_range(start, stop, "get_hot")
         at.need_hot(start, stop, "get_hot")
-        sink_at, ring_at = at.hot_at(start, stop)
-        k, v = (np.concatenate([side.sink_rows[sink_at], side.ring[ring_at]]) for side in at.sides)
+        k, v = (np.array(at.hot(side, start, stop)) for side in (0, 1))
         return k, v
 
     def set_hot(self, layer: int, start: int, k: NDArray[Any], v: NDArray[Any]) -> None:
@@ -190,8 +228,7 @@ class KVStore:
         stop = self._checked_range(start, stop, "get_cold")
         require(start == stop or start >= self._sinks, "get_cold", "sinks have no cold form")
         at.need_cold(start, stop, "get_cold")
-        rows = slice(max(0, start - self._sinks), max(0, stop - self._sinks))
-        k, v = (side.cold_rows[rows].copy() for side in at.sides)
+        k, v = (at.cold_bytes(side, start, stop).copy() for side in (0, 1))
         return k, v
 
     def set_cold(self, layer: int, start: int, k: U8, v: U8) -> None:
@@ -203,11 +240,14 @@ class KVStore:
         require(n == 0 or start >= self._sinks, "set_cold", "sinks have no cold form")
         if at.one_form:
             return at.put_hot(start, [x.view(side.dtype) for x, side in zip((k, v), at.sides, strict=True)], "set_cold")
-        rows = slice(start - self._sinks, start - self._sinks + n)
-        at.cold[rows] = np.arange(start, start + n) + 1
-        for side, x in zip(at.sides, (k, v), strict=True):
-            side.cold_rows[rows] = x
+        at.put_cold(start, (k, v))
 
     def copy(self) -> KVStore:
-        """An independent twin with the same contents."""
-        return copy.deepcopy(self)
+        """A twin with the same contents: it shares all pages, and each has its own when it writes."""
+        twin = object.__new__(KVStore)
+        twin.__dict__.update(self.__dict__)
+        twin._layers = [at.copy() for at in self._layers]
+        return twin
+
+    def __deepcopy__(self, memo: object) -> KVStore:
+        return self.copy()

@@ -20,6 +20,7 @@ from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
 from mixkv.engine.state.cache import KVCache
 from mixkv.kernels import default_backend
+from mixkv.kernels.contract import PagePool
 from mixkv.models.gguf import open_gguf
 from mixkv.models.llama import Llama
 from mixkv.models.registry import load_model
@@ -73,11 +74,12 @@ def load_exact(path: Path) -> Llama:
 
 
 def sequence(
-    model: Llama, *, n_ctx: int = 512, n_batch: int = 512, piece: int | None = None, **settings: Any
-) -> Sequence:
+    model: Llama, *, n_ctx: int = 512, n_batch: int = 512, piece: int | None = None, pool: PagePool | None = None,
+    **settings: Any,
+) -> Sequence:  # fmt: skip
     """An empty sequence; settings are those of KVCacheConfig. piece: the cache's, if not by n_batch."""
     plan = CachePlan.of(KVCacheConfig(**settings), model.config.layers)
-    cache = KVCache(model.config, plan, model.backend, n_ctx=n_ctx, chunk=piece or n_batch)
+    cache = KVCache(model.config, plan, model.backend, n_ctx=n_ctx, chunk=piece or n_batch, pool=pool)
     return Sequence(Scheduler(model, n_batch=n_batch), cache)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from mixkv.kernels import open_backend
 from mixkv.kernels.formats import LayerFormat, decode
+
+NATIVE_IS_BUILT = importlib.util.find_spec("mixkv.kernels._native") is not None
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]

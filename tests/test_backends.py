@@ -18,7 +18,7 @@ from mixkv.kernels import default_backend
 TESTS = Path(__file__).parent
 FILES = ["test_operator.py", "test_operator_algebra.py", "test_kv_cache.py", "test_kv_state.py", "test_golden.py",
          "test_families.py", "test_memory_plan.py", "test_session.py", "test_llm.py", "test_metadata.py",
-         "test_kv_store.py"]  # fmt: skip
+         "test_kv_store.py", "test_kv_sharing.py"]  # fmt: skip
 NATIVE_IS_BUILT = importlib.util.find_spec("mixkv.kernels._native") is not None
 
 

@@ -11,6 +11,7 @@ from mixkv.engine.state.recurrent import RecurrentLayer, RecurrentState
 from mixkv.engine.state.sliding import SlidingState
 from mixkv.engine.state.stats import CacheStats
 from mixkv.kernels import Backend
+from mixkv.kernels.contract import PagePool
 from mixkv.kernels.errors import ContextFullError, InputError
 from mixkv.models.batch import F32
 from mixkv.models.config import ModelConfig
@@ -24,21 +25,24 @@ class KVCache:
     """The cache of one sequence. `n` tokens are stored; `begin` and `commit` add more; `truncate` takes some back.
 
     backend: that of the model whose keys it keeps. chunk: tokens to attend to at once (see CachePolicy); more may be
-    begun at a time, if no layer sees a window. `states`: of each group of layers; to be read after a `mend`.
+    begun at a time, if no layer sees a window. pool: where its memory is from, with forks and other sequences; None:
+    one of its own. `states`: of each group of layers; to be read after a `mend`.
     """
 
     def __init__(
         self, model: ModelConfig, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int,
-        checkpoint_bytes: int = CHECKPOINT_BYTES,
+        pool: PagePool | None = None, checkpoint_bytes: int = CHECKPOINT_BYTES,
     ) -> None:  # fmt: skip
         plan = plan.within(n_ctx)
         self.plan, self.n_ctx, self._model, self._budget = plan, n_ctx, model, checkpoint_bytes
+
+        self.backend, self.pool = backend, backend.page_pool() if pool is None else pool
 
         def state_of(group: LayerGroup) -> State:
             if group.kind == "recurrent":
                 return RecurrentState(group)
             kind = SlidingState if group.kind == "sliding" else MixedState
-            return kind(group, plan, backend, n_ctx=n_ctx, chunk=chunk)
+            return kind(group, plan, backend, n_ctx=n_ctx, chunk=chunk, pool=self.pool)
 
         self.states = [state_of(group) for group in group_layers(model.layers)]
         self._places = self._find_places()
@@ -86,9 +90,12 @@ class KVCache:
 
     def begin(self, n: int) -> int:
         """Prepare for n more tokens and return the first one's position; each layer then calls `attend` once, and
-        `commit` ends it, or `abandon`. ContextFullError, and nothing changed, if the tokens do not fit."""
+        `commit` ends it, or `abandon`. Nothing has changed after a ContextFullError, if the tokens do not fit, or an
+        OutOfMemoryError, if the pool has no memory for them."""
         self.mend()
         self.check_room(n)
+        for state in self.states:
+            state.reserve(n)
         self._begun = n
         for state in self.states:
             state.begin(n)
@@ -97,10 +104,14 @@ class KVCache:
     def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None) -> F32:
         """Store a layer's k, v (n, n_kv_heads, .) of the tokens begun, and return what their q reads:
         (n, n_heads, head_dim_v). k and v are None in layers that read another one's."""
+        state, index, spec = self.place(layer)
+        return state.attend(index, q, k, v, spec)
+
+    def place(self, layer: int) -> tuple[State, int, Attention]:
+        """The state that holds an attending layer's keys, the layer's number there, and how it attends."""
         place = self._places[layer]
         assert place is not None, "this layer does not attend"
-        state, index, spec = place
-        return state.attend(index, q, k, v, spec)
+        return place
 
     def recurrent(self, layer: int) -> RecurrentLayer:
         """What a recurrent layer keeps."""
@@ -166,12 +177,17 @@ class KVCache:
         """Forget all but the first n tokens; returns how many are left.
 
         These are n where all layers keep keys that are still there (CachePolicy.truncate says when that is exact);
-        fewer where a layer cannot go back so far: then as many as the last checkpoint before n has, or none.
+        fewer where a layer cannot go back so far: then as many as the last checkpoint before n has, or none. Where
+        tokens must be restored and there is no memory for them, an OutOfMemoryError, and nothing has changed.
         """
         if not 0 <= n <= self.n:
             raise InputError(f"cannot truncate a cache of {self.n} tokens to {n}")
         self.mend()
-        self._n = self.kept(n)
+        kept = self.kept(n)
+        for state in self.states:
+            if isinstance(state, MixedState):
+                state.reserve_truncation(kept)
+        self._n = kept
         self.mend()
         self._checkpoints = {at: snapshots for at, snapshots in self._checkpoints.items() if at <= self._n}
         return self._n

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mixkv.models.batch import F32
 from mixkv.models.layers import Attention, LayerSpec, Recurrent, Shape
 
@@ -92,6 +95,10 @@ class Snapshot(Protocol):
     def nbytes(self) -> int: ...
 
 
+Order = tuple[int, NDArray[np.int64], int, int]
+"""Position of the first token, from where on each one's query reads the hot form, and the tiles to quantize before."""
+
+
 class State(Protocol):
     """What a group keeps of one sequence of `n` tokens. Layers are numbered within the group.
 
@@ -106,8 +113,11 @@ class State(Protocol):
     def n(self) -> int:
         """Tokens stored."""
 
+    def reserve(self, n: int) -> None:
+        """Have the memory for n more tokens, which fit into the context. OutOfMemoryError, and nothing has changed."""
+
     def begin(self, n: int) -> None:
-        """Prepare for n more tokens, which fit into the context."""
+        """Prepare for the n tokens that there is memory for."""
 
     def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention) -> F32:
         """Store k, v (n, n_kv_heads, .) of the tokens begun, and return what q reads: (n, n_heads, head_dim_v). k and v

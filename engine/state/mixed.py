@@ -13,9 +13,10 @@ from typing import cast
 import numpy as np
 
 from mixkv.engine.cache_config import CachePlan
-from mixkv.engine.state.group import KindStats, LayerGroup
+from mixkv.engine.state.group import KindStats, LayerGroup, Order
 from mixkv.engine.state.mixed_policy import PIECE, CachePolicy, Step
 from mixkv.kernels import Backend, LayerFormat, cache_type
+from mixkv.kernels.contract import PagePool
 from mixkv.models.batch import F32
 from mixkv.models.layers import Attention
 
@@ -40,17 +41,21 @@ def full_bytes(group: LayerGroup, plan: CachePlan, n_ctx: int, chunk: int) -> in
 class MixedState:
     """See group.State. chunk: tokens to attend to at once (see CachePolicy); more may be begun at a time."""
 
-    def __init__(self, group: LayerGroup, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int) -> None:
+    def __init__(
+        self, group: LayerGroup, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int,
+        pool: PagePool | None = None,
+    ) -> None:  # fmt: skip
         self.group, self.plan = group, plan
         self.formats = tuple(plan.format(i) for i in group.layers)
         self.policy = policy_of(group, plan, n_ctx, chunk)
         n_kv_heads, head_dim_k, head_dim_v = cast(tuple[int, int, int], group.shape)
         self.store = backend.KVStore(
             self.formats, n_kv_heads=n_kv_heads, head_dim_k=head_dim_k, head_dim_v=head_dim_v, n_ctx=n_ctx,
-            sink_tokens=plan.sink_tokens, hot_tiles=self.policy.hot_tiles,
+            sink_tokens=plan.sink_tokens, hot_tiles=self.policy.hot_tiles, pool=pool,
         )  # fmt: skip
         self._head_dim_v = head_dim_v
         self._row_bytes = RowBytes.of(group.shape, self.formats)
+        self._next: list[Step] = []  # those that there is memory for
         self._steps: list[Step] = []  # those begun
         self._written: dict[int, int] = {}  # layer -> where the tokens end that they have written there
 
@@ -58,8 +63,13 @@ class MixedState:
     def n(self) -> int:
         return self.policy.n
 
+    def reserve(self, n: int) -> None:
+        steps = self.policy.steps(n)
+        self.store.reserve(self.n, self.n + n, steps[0].cold_from, steps[-1].cold_to)
+        self._next = steps
+
     def begin(self, n: int) -> None:
-        self._steps = self.policy.steps(n)
+        self._steps, self._next = self._next, []
         assert len(self._steps) == 1 or not self.group.shared, "layers that others read take one piece at a time"
 
     def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention) -> F32:
@@ -74,6 +84,16 @@ class MixedState:
             at = slice(s.pos - pos, s.pos - pos + s.n)
             out[at] = self._attend_piece(layer, s, q[at], k[at], v[at], spec)
         return out
+
+    @property
+    def in_one_piece(self) -> bool:
+        """Whether the tokens begun are one piece, which `order` describes."""
+        return len(self._steps) == 1
+
+    def order(self, layer: int) -> Order:
+        (step,) = self._steps
+        self._written[layer] = step.pos + step.n
+        return step.pos, step.hot_from, step.cold_from, step.cold_to
 
     def _attend_piece(self, layer: int, s: Step, q: F32, k: F32, v: F32, spec: Attention) -> F32:
         self._written[layer] = s.pos + s.n
@@ -118,6 +138,12 @@ class MixedState:
     def truncates_exactly(self, n: int) -> bool:
         return self.reaches(n) and self.policy.truncates_exactly(n)
 
+    def reserve_truncation(self, n: int) -> None:
+        """Have the memory for the tokens that `truncate(n)` restores. OutOfMemoryError, and nothing has changed."""
+        start, stop = copy.copy(self.policy).truncate(n)
+        if start < stop:
+            self.store.reserve(start, stop, 0, 0)
+
     def truncate(self, n: int) -> None:
         """See CachePolicy.truncate for when that is exact."""
         ahead = copy.copy(self.policy)
@@ -126,6 +152,7 @@ class MixedState:
             for layer in range(len(self.formats)):
                 self.store.rehydrate(layer, start, stop)
         self.policy.marks = ahead.marks
+        self.store.trim(n, ahead.marks.quant_end)
 
     def snapshot(self) -> None:
         return None
@@ -135,6 +162,7 @@ class MixedState:
 
     def clear(self) -> None:
         self.policy.clear()
+        self.store.trim(0, 0)
         self._steps, self._written = [], {}
 
     def fork(self) -> MixedState:

@@ -52,6 +52,9 @@ class RecurrentState:
     def n(self) -> int:
         return self._n
 
+    def reserve(self, n: int) -> None:
+        """There is memory: a state has one size."""
+
     def begin(self, n: int) -> None:
         self._begun = n
 

@@ -9,11 +9,11 @@ from typing import cast
 import numpy as np
 
 from mixkv.engine.cache_config import CachePlan
-from mixkv.engine.state.group import KindStats, LayerGroup
+from mixkv.engine.state.group import KindStats, LayerGroup, Order
 from mixkv.engine.state.mixed import RowBytes
 from mixkv.engine.state.sliding_policy import RingMarks, SlidingPolicy
 from mixkv.kernels import TILE, Backend
-from mixkv.kernels.contract import KVStore
+from mixkv.kernels.contract import KVStore, PagePool
 from mixkv.models.batch import F32
 from mixkv.models.layers import Attention
 
@@ -37,14 +37,17 @@ class RingSnapshot:
 class SlidingState:
     """See group.State. chunk: tokens that may be begun at a time."""
 
-    def __init__(self, group: LayerGroup, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int) -> None:
+    def __init__(
+        self, group: LayerGroup, plan: CachePlan, backend: Backend, *, n_ctx: int, chunk: int,
+        pool: PagePool | None = None,
+    ) -> None:  # fmt: skip
         self.group = group
         self.formats = tuple(plan.format(i) for i in group.layers)
         self.policy = SlidingPolicy(n_ctx=n_ctx, window=group.window, chunk=chunk)
         n_kv_heads, head_dim_k, head_dim_v = cast(tuple[int, int, int], group.shape)
         self.store = backend.KVStore(
             self.formats, n_kv_heads=n_kv_heads, head_dim_k=head_dim_k, head_dim_v=head_dim_v, n_ctx=n_ctx,
-            sink_tokens=0, hot_tiles=self.policy.tiles,
+            sink_tokens=0, hot_tiles=self.policy.tiles, pool=pool,
         )  # fmt: skip
         self._row_bytes = RowBytes.of(group.shape, self.formats)
         self._begun = 0
@@ -53,6 +56,14 @@ class SlidingState:
     @property
     def n(self) -> int:
         return self.policy.n
+
+    def reserve(self, n: int) -> None:
+        self.store.reserve(self.n, self.n + n, 0, 0)
+
+    in_one_piece = True
+
+    def order(self, layer: int) -> Order:
+        return self.n, self._hot_from, 0, 0
 
     def begin(self, n: int) -> None:
         assert 0 < n <= self.policy.chunk, "a ring has room for its window and one chunk"
@@ -104,6 +115,7 @@ class SlidingState:
 
     def clear(self) -> None:
         self.policy.clear()
+        self.store.trim(0, 0)
         self._begun = 0
 
     def fork(self) -> SlidingState:

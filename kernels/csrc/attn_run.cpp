@@ -43,7 +43,15 @@ struct BlockScratch {
 class Attention {
 public:
     Attention(Backend& on, const AttnProblem& p);
-    void run();
+
+    // In the order of these calls. n_pieces: (range, chunk) pairs, each about the same work.
+    size_t n_pieces() const { return ranges_.size() * chunks_.size(); }
+    // A task for each piece where whole ranges were too few tasks of `total` pieces, and the arena then has room for them.
+    void choose(size_t total, int64_t& partial);
+    int n_tasks() const { return int(split_ ? n_pieces() : ranges_.size()); }
+    size_t shared_bytes() const;
+    void prepare_split(Arena& shared);
+    void run_task(int task, int thread) { split_ ? run_piece(task, thread) : run_whole(ranges_[size_t(task)], thread); }
 
 private:
     int group() const { return p_.n_heads / p_.n_kv_heads; }
@@ -75,7 +83,7 @@ private:
     void load_state(const QueryRange& r, const StateRows& s) const;
     void store_result(const QueryRange& r, const StateRows& s) const;
     void run_whole(const QueryRange& r, int thread) const;
-    void run_split();
+    void run_piece(int task, int thread);
 
     Arena& reserve(Arena& arena, size_t bytes) const {
         arena.reserve(bytes, on_.attention.poison);
@@ -89,6 +97,11 @@ private:
     std::vector<QueryRange> ranges_;
     std::vector<KeyRange> chunks_;
     int max_rows_ = 0;
+
+    bool split_ = false;  // and then, by range and by (range, chunk):
+    std::vector<QueryRows> queries_;
+    std::vector<StateRows> parts_;
+    std::unique_ptr<std::atomic<size_t>[]> done_;
 };
 
 Attention::Attention(Backend& on, const AttnProblem& p) : on_(on), p_(p), ops_(on.attn) {
@@ -351,44 +364,61 @@ void Attention::run_whole(const QueryRange& r, int thread) const {
 }
 
 // Decoding: one task per chunk and range; whoever finishes a range's last chunk merges them all, in order.
-void Attention::run_split() {
-    const size_t n_ranges = ranges_.size(), n_chunks = chunks_.size();
-    Arena& shared =
-        reserve(on_.attention.shared, n_ranges * (query_bytes(max_rows_) + n_chunks * state_bytes(max_rows_)));
-    std::vector<QueryRows> queries;
-    std::vector<StateRows> parts;
-    for (const QueryRange& r : ranges_) {
-        queries.push_back(take_queries(shared, rows(r)));
-        prepare(r, queries.back());
-        for (size_t c = 0; c < n_chunks; ++c) parts.push_back(take_state(shared, rows(r)));
-    }
-    std::unique_ptr<std::atomic<size_t>[]> done(new std::atomic<size_t>[n_ranges]());
-    on_.parallel_for(int(n_ranges * n_chunks), [&](int task, int thread) {
-        const size_t c = size_t(task) / n_ranges, range = size_t(task) % n_ranges;
-        const QueryRange& r = ranges_[range];
-        Arena& arena = arena_of(thread, chunk_bytes(rows(r)) + state_bytes(rows(r)));
-        attend_chunk(r, queries[range], chunks_[c], arena, parts[range * n_chunks + c]);
-        if (done[range].fetch_add(1, std::memory_order_acq_rel) + 1 < n_chunks) return;
-        reserve(arena, state_bytes(rows(r)));
-        const StateRows total = take_state(arena, rows(r));
-        load_state(r, total);
-        for (size_t i = 0; i < n_chunks; ++i) ops_.merge(rows(r), p_.head_dim_v, total, parts[range * n_chunks + i]);
-        store_result(r, total);
-    });
+void Attention::choose(size_t total, int64_t& partial) {
+    const int64_t bytes = int64_t(n_pieces() * state_bytes(max_rows_));
+    split_ = chunks_.size() > 1 && total < chunks_.size() * 4 * size_t(on_.pool.n_threads()) &&
+             partial + bytes <= max_partial_bytes;
+    if (split_) partial += bytes;
 }
 
-void Attention::run() {
-    if (ranges_.empty()) return;
-    const int64_t partial = int64_t(ranges_.size() * chunks_.size() * state_bytes(max_rows_));
-    if (int(ranges_.size()) < 4 * on_.pool.n_threads() && chunks_.size() > 1 && partial <= max_partial_bytes)
-        run_split();
-    else
-        on_.parallel_for(int(ranges_.size()),
-                         [&](int task, int thread) { run_whole(ranges_[size_t(task)], thread); });
+size_t Attention::shared_bytes() const {
+    return split_ ? ranges_.size() * query_bytes(max_rows_) + n_pieces() * state_bytes(max_rows_) : 0;
+}
+
+void Attention::prepare_split(Arena& shared) {
+    if (!split_) return;
+    for (const QueryRange& r : ranges_) {
+        queries_.push_back(take_queries(shared, rows(r)));
+        prepare(r, queries_.back());
+        for (size_t c = 0; c < chunks_.size(); ++c) parts_.push_back(take_state(shared, rows(r)));
+    }
+    done_.reset(new std::atomic<size_t>[ranges_.size()]());
+}
+
+void Attention::run_piece(int task, int thread) {
+    const size_t c = size_t(task) / ranges_.size(), range = size_t(task) % ranges_.size(), n_chunks = chunks_.size();
+    const QueryRange& r = ranges_[range];
+    Arena& arena = arena_of(thread, chunk_bytes(rows(r)) + state_bytes(rows(r)));
+    attend_chunk(r, queries_[range], chunks_[c], arena, parts_[range * n_chunks + c]);
+    if (done_[range].fetch_add(1, std::memory_order_acq_rel) + 1 < n_chunks) return;
+    reserve(arena, state_bytes(rows(r)));
+    const StateRows total = take_state(arena, rows(r));
+    load_state(r, total);
+    for (size_t i = 0; i < n_chunks; ++i) ops_.merge(rows(r), p_.head_dim_v, total, parts_[range * n_chunks + i]);
+    store_result(r, total);
 }
 
 }  // namespace
 
-void run_attention(Backend& on, const AttnProblem& problem) { Attention(on, problem).run(); }
+void run_attention(Backend& on, const std::vector<AttnProblem>& problems) {
+    std::vector<Attention> parts;
+    parts.reserve(problems.size());
+    size_t total = 0, bytes = 0;
+    for (const AttnProblem& p : problems) total += parts.emplace_back(on, p).n_pieces();
+    int64_t partial = 0;
+    int n_tasks = 0;
+    for (Attention& a : parts) {
+        a.choose(total, partial);
+        bytes += a.shared_bytes();
+        n_tasks += a.n_tasks();
+    }
+    if (bytes) on.attention.shared.reserve(bytes, on.attention.poison);
+    for (Attention& a : parts) a.prepare_split(on.attention.shared);
+    on.parallel_for(n_tasks, [&](int task, int thread) {
+        size_t i = 0;
+        for (; task >= parts[i].n_tasks(); ++i) task -= parts[i].n_tasks();
+        parts[i].run_task(task, thread);
+    });
+}
 
 }  // namespace mixkv

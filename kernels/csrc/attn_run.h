@@ -5,18 +5,19 @@
 // - keys are cut into chunks of chunk_keys positions, counted from 0 for sinks and from S for the rest; a chunk is
 //   done in blocks of 64 keys, and each chunk starts from an empty state;
 // - chunk states are merged one by one in rising order, in decoding (a task per chunk) as in prefill (a task per block
-//   of queries, which walks all chunks);
+//   of queries, which walks all chunks), and whatever else is in the job;
 // - a chunk or block in which a query sees no key leaves its state untouched.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "backend.h"
 #include "kv_store.h"
 
 namespace mixkv {
 
-constexpr int chunk_keys = 512;
+constexpr int chunk_keys = 512;  // and what a page of a long area holds (tile_area.cpp)
 
 struct AttnProblem {
     int64_t n_queries = 0;
@@ -43,7 +44,8 @@ struct AttnProblem {
     float *m = nullptr, *s = nullptr, *acc = nullptr;   // the state to continue, in place
 };
 
-void run_attention(Backend& on, const AttnProblem& problem);
+// All problems as one job.
+void run_attention(Backend& on, const std::vector<AttnProblem>& problems);
 
 // The public operator's core (kernels/attention.py): m, s, acc after one more segment. Rows are bytes of the named
 // type, [n_keys][n_kv_heads][row_bytes]; problem has the queries, shapes, mask and state, n_keys included.

@@ -15,6 +15,11 @@
 namespace mixkv {
 namespace {
 
+// A pool as Python holds it; the stores on it share it.
+struct PyPagePool {
+    std::shared_ptr<PagePool> shared;
+};
+
 using InBytes = Array<const uint8_t, -1, -1, -1>;
 
 CacheType cache_type(const std::string& name) {
@@ -24,8 +29,14 @@ CacheType cache_type(const std::string& name) {
     throw ConfigError("unknown cache type '" + name + "': use one of f32, f16, q8_0, q4_0");
 }
 
+PyPagePool page_pool(PyBackend&, std::optional<Whole> budget) {
+    if (budget && *budget < 0) throw ConfigError("a page pool's budget is a number of bytes, 0 or more, or None");
+    return {std::make_shared<PagePool>(budget ? int64_t(*budget) : -1)};
+}
+
 std::unique_ptr<KVStore> make_store(PyBackend& on, nb::sequence layers, Whole n_kv_heads, Whole head_dim_k,
-                                    Whole head_dim_v, Whole n_ctx, Whole sink_tokens, Whole hot_tiles) {
+                                    Whole head_dim_v, Whole n_ctx, Whole sink_tokens, Whole hot_tiles,
+                                    PyPagePool* pool) {
     std::vector<LayerFormat> formats;
     for (nb::handle l : layers) {
         auto type = [&](const char* name) { return cache_type(nb::cast<std::string>(l.attr(name))); };
@@ -38,8 +49,8 @@ std::unique_ptr<KVStore> make_store(PyBackend& on, nb::sequence layers, Whole n_
         if (!is_float_type(f.hot_k) || !is_float_type(f.hot_v)) throw ConfigError("hot cache types are f16 or f32");
         formats.push_back(f);
     }
-    return std::make_unique<KVStore>(on.shared, formats, n_kv_heads, head_dim_k, head_dim_v, n_ctx, sink_tokens,
-                                     hot_tiles);
+    return std::make_unique<KVStore>(on.shared, pool ? pool->shared : std::make_shared<PagePool>(-1), formats, n_kv_heads,
+                                     head_dim_k, head_dim_v, n_ctx, sink_tokens, hot_tiles);
 }
 
 nb::object attend(KVStore& s, Whole at, nb::handle q_, Whole pos, nb::handle hot_from_, float scale, float softcap,
@@ -48,31 +59,84 @@ nb::object attend(KVStore& s, Whole at, nb::handle q_, Whole pos, nb::handle hot
     const Heads q = numbers<float, 3>(q_, "attend", "q");
     const HotFrom hot_from = numbers<int64_t, 1>(hot_from_, "attend", "hot_from");
     check_queries(s, q, pos, hot_from, window, "attend");
-    float* out;
-    nb::object result = new_array(out, {size_t(q.shape[0]), size_t(q.shape[1]), size_t(s.head_dim(side_v))});
+    StepOrder order{&s, pos, q.shape[0]};
+    order.q = q.data, order.hot_from = hot_from.data;
+    nb::object result = new_array(order.out, {size_t(q.shape[0]), size_t(q.shape[1]), size_t(s.head_dim(side_v))});
     on_turn(s.backend(), [&] {
-        s.attend(layer, q.data, q.shape[0], int(q.shape[1]), pos, hot_from.data, {scale, softcap, max_bias, window}, out);
+        KVStore::attend(s.backend(), layer, {order}, int(q.shape[1]), {scale, softcap, max_bias, window});
     });
     return result;
+}
+
+StepOrder checked_order(KVStore& s, const Heads& q, const Heads& k, const Heads& v, int64_t pos, const HotFrom& hot_from,
+                        int64_t cold_from, int64_t cold_to, int64_t window, const char* what) {
+    check_kv(s, k, v, pos, what);
+    check_queries(s, q, pos, hot_from, window, what);
+    check_tiles(s, cold_from, cold_to, what);
+    require(q.shape[0] == k.shape[0], what, "q and k differ in length");
+    return {&s, pos, q.shape[0], cold_from, cold_to, q.data, k.data, v.data, hot_from.data};
 }
 
 nb::object step(KVStore& s, Whole at, nb::handle q_, nb::handle k_, nb::handle v_, Whole pos, nb::handle hot_from_,
                 Whole cold_from, Whole cold_to, float scale, float softcap, float max_bias, Whole window) {
     const int layer = check_layer(s, at, "step");
     const Heads k = numbers<float, 3>(k_, "step", "k"), v = numbers<float, 3>(v_, "step", "v");
-    check_kv(s, k, v, pos, "step");
     const Heads q = numbers<float, 3>(q_, "step", "q");
     const HotFrom hot_from = numbers<int64_t, 1>(hot_from_, "step", "hot_from");
-    check_queries(s, q, pos, hot_from, window, "step");
-    check_tiles(s, cold_from, cold_to, "step");
-    require(q.shape[0] == k.shape[0], "step", "q and k differ in length");
-    float* out;
-    nb::object result = new_array(out, {size_t(q.shape[0]), size_t(q.shape[1]), size_t(s.head_dim(side_v))});
+    StepOrder order = checked_order(s, q, k, v, pos, hot_from, cold_from, cold_to, window, "step");
+    nb::object result = new_array(order.out, {size_t(q.shape[0]), size_t(q.shape[1]), size_t(s.head_dim(side_v))});
     on_turn(s.backend(), [&] {
-        const int64_t n = q.shape[0];
-        s.write(layer, k.data, v.data, n, pos);
-        s.quantize(layer, cold_from, cold_to);
-        s.attend(layer, q.data, n, int(q.shape[1]), pos, hot_from.data, {scale, softcap, max_bias, window}, out);
+        KVStore::step(s.backend(), layer, {order}, int(q.shape[1]), {scale, softcap, max_bias, window});
+    });
+    return result;
+}
+
+template <class T>
+T item(nb::handle from, const char* why) {
+    T value{};
+    if (!nb::try_cast(from, value)) throw nb::type_error(why);
+    return value;
+}
+
+Heads rows_of(const Heads& a, int64_t start, int64_t n) {
+    return {a.data + start * a.shape[1] * a.shape[2], {n, a.shape[1], a.shape[2]}, a.keep};
+}
+
+nb::object step_batch(PyBackend& on, Whole at, nb::sequence stores, nb::handle q_, nb::handle k_, nb::handle v_,
+                      nb::sequence orders_, float scale, float softcap, float max_bias, Whole window) {
+    const char* const what = "step_batch";
+    const Heads q = numbers<float, 3>(q_, what, "q"), k = numbers<float, 3>(k_, what, "k");
+    const Heads v = numbers<float, 3>(v_, what, "v");
+    require(q.shape[0] == k.shape[0] && k.shape[0] == v.shape[0], what, "q, k and v differ in length");
+    StepOrders orders;
+    std::vector<HotFrom> keep;
+    int64_t start = 0, width = v.shape[2];
+    const size_t n_stores = nb::len(stores);
+    require(n_stores == nb::len(orders_), what, "there are not as many orders as stores");
+    for (size_t i = 0; i < n_stores; ++i) {
+        const char* const no_store = "step_batch: a store is not one of this backend's";
+        auto* const pointer = item<KVStore*>(stores[i], no_store);
+        if (!pointer) throw nb::type_error(no_store);  // None
+        KVStore& s = *pointer;
+        require(&s.backend() == on.shared.get(), what, "a store is another backend's");
+        check_layer(s, at, what);
+        for (const StepOrder& o : orders) require(o.store != &s, what, "a store is there twice");
+        const auto order = item<nb::tuple>(orders_[i], "step_batch: an order is (pos, hot_from, cold_from, cold_to)");
+        require(nb::len(order) == 4, what, "an order is (pos, hot_from, cold_from, cold_to)");
+        auto whole = [&](int which) { return item<Whole>(order[which], "step_batch: an order has whole numbers"); };
+        keep.push_back(numbers<int64_t, 1>(order[1], what, "hot_from"));
+        const int64_t n = keep.back().shape[0];
+        require(n <= q.shape[0] - start, what, "the orders have more queries than q has");
+        orders.push_back(checked_order(s, rows_of(q, start, n), rows_of(k, start, n), rows_of(v, start, n), whole(0),
+                                       keep.back(), whole(2), whole(3), window, what));
+        start += n;
+    }
+    require(start == q.shape[0], what, "the orders have fewer queries than q has");
+    float* out;
+    nb::object result = new_array(out, {size_t(q.shape[0]), size_t(q.shape[1]), size_t(width)});
+    for (StepOrder& o : orders) o.out = out, out += o.n * q.shape[1] * width;
+    on_turn(*on, [&] {
+        KVStore::step(*on, int(at), orders, int(q.shape[1]), {scale, softcap, max_bias, window});
     });
     return result;
 }
@@ -81,19 +145,35 @@ void write(KVStore& s, Whole at, nb::handle k_, nb::handle v_, Whole pos) {
     const int layer = check_layer(s, at, "write");
     const Heads k = numbers<float, 3>(k_, "write", "k"), v = numbers<float, 3>(v_, "write", "v");
     check_kv(s, k, v, pos, "write");
-    on_turn(s.backend(), [&] { s.write(layer, k.data, v.data, k.shape[0], pos); });
+    StepOrder order{&s, pos, k.shape[0]};
+    order.k = k.data, order.v = v.data;
+    on_turn(s.backend(), [&] { KVStore::write(s.backend(), layer, {order}); });
 }
 
 void quantize(KVStore& s, Whole at, Whole start, Whole stop) {
     const int layer = check_layer(s, at, "quantize");
     check_tiles(s, start, stop, "quantize");
-    on_turn(s.backend(), [&] { s.quantize(layer, start, stop); });
+    on_turn(s.backend(), [&] { KVStore::quantize(s.backend(), layer, {{&s, 0, 0, start, stop}}); });
 }
 
 void rehydrate(KVStore& s, Whole at, Whole start, Whole stop) {
     const int layer = check_layer(s, at, "rehydrate");
     check_tiles(s, start, stop, "rehydrate");
     on_turn(s.backend(), [&] { s.rehydrate(layer, start, stop); });
+}
+
+void reserve(KVStore& s, Whole hot_start, Whole hot_stop, Whole cold_start, Whole cold_stop) {
+    if (hot_start < hot_stop) {
+        check_span(s, hot_start, 0, "reserve");
+        check_span(s, hot_stop, 0, "reserve");
+    }
+    check_tiles(s, cold_start, cold_stop, "reserve");
+    on_turn(s.backend(), [&] { s.reserve({hot_start, hot_stop, cold_start, cold_stop}); });
+}
+
+void trim(KVStore& s, Whole hot_stop, Whole cold_stop) {
+    require(hot_stop >= 0 && cold_stop >= 0, "trim", "positions are not negative");
+    on_turn(s.backend(), [&] { s.trim(hot_stop, cold_stop); });
 }
 
 // An uninitialised array (n, heads, width) for rows of a type: float dtype, or uint8 for cold rows.
@@ -187,6 +267,12 @@ nb::tuple segment(PyBackend& on, In3 q, InBytes k, const std::string& type_k, In
 
 void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend) {
     using namespace nb::literals;
+    nb::class_<PyPagePool>(m, "PagePool", "Pages that stores share, under one budget.")
+        .def_prop_ro("budget", [](const PyPagePool& p) -> std::optional<int64_t> {
+            return p.shared->budget() < 0 ? std::nullopt : std::optional(p.shared->budget());
+        })
+        .def_prop_ro("nbytes", [](const PyPagePool& p) { return p.shared->nbytes(); })
+        .def_prop_ro("peak_nbytes", [](const PyPagePool& p) { return p.shared->peak_nbytes(); });
     nb::class_<KVStore>(m, "KVStore", "Keys and values of all layers: sinks, a ring of recent tiles, cold tiles.")
         .def("step", &step, "layer"_a, "q"_a.none(), "k"_a.none(), "v"_a.none(), "pos"_a, "hot_from"_a.none(),
              "cold_from"_a, "cold_to"_a, nb::kw_only(), "scale"_a, "softcap"_a = 0.0f, "max_bias"_a = 0.0f, "window"_a = 0)
@@ -203,16 +289,21 @@ void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend) {
              "layer"_a, "start"_a, "k"_a.none(), "v"_a.none())
         .def("set_cold", [](KVStore& s, Whole l, Whole a, nb::handle k, nb::handle v) { set_rows(s, l, true, a, k, v); },
              "layer"_a, "start"_a, "k"_a.none(), "v"_a.none())
+        .def("reserve", &reserve, "hot_start"_a, "hot_stop"_a, "cold_start"_a, "cold_stop"_a)
+        .def("trim", &trim, "hot_stop"_a, "cold_stop"_a)
         .def("copy", &copy)
         .def("__deepcopy__", [](const KVStore& s, nb::handle) { return copy(s); }, "memo"_a);
     backend
         .def("KVStore", &make_store, "layers"_a, nb::kw_only(), "n_kv_heads"_a, "head_dim_k"_a, "head_dim_v"_a, "n_ctx"_a,
-             "sink_tokens"_a, "hot_tiles"_a)
+             "sink_tokens"_a, "hot_tiles"_a, "pool"_a.none() = nb::none())
+        .def("page_pool", &page_pool, "budget"_a.none() = nb::none())
+        .def("step_batch", &step_batch, "layer"_a, "stores"_a, "q"_a.none(), "k"_a.none(), "v"_a.none(), "orders"_a,
+             nb::kw_only(), "scale"_a, "softcap"_a = 0.0f, "max_bias"_a = 0.0f, "window"_a = 0)
         .def("attend_segment_rows", &segment, "q"_a.noconvert(), "k"_a.noconvert(), "type_k"_a, "v"_a.noconvert(),
              "type_v"_a, "head_dim_v"_a, "mask"_a.noconvert().none(), "m"_a.noconvert(), "s"_a.noconvert(),
              "acc"_a.noconvert(), "scale"_a, "slopes"_a.noconvert().none(), "softcap"_a)
         .def("poison_scratch", [](PyBackend& on, bool yes) { on_turn(*on, [&] { (*on).attention.poison = yes; }); },
-             "on"_a, "Fill attention's scratch memory with NaN before each use (tests).");
+             "on"_a, "Fill attention's scratch memory and fresh pages with NaN before each use (tests).");
 }
 
 }  // namespace mixkv

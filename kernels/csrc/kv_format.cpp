@@ -15,6 +15,8 @@ template <class Int>
 void put_k_float(int head_dim, uint8_t* tile, int lane, const uint8_t* row) {
     for (int d = 0; d < head_dim; ++d)
         memcpy(tile + size_t(d * tile_tokens + lane) * sizeof(Int), row + size_t(d) * sizeof(Int), sizeof(Int));
+    for (int d = head_dim; d < round_up_int(head_dim, 4); ++d)  // pages may hold anything; products read these, too
+        memset(tile + size_t(d * tile_tokens + lane) * sizeof(Int), 0, sizeof(Int));
 }
 
 template <class Int>

@@ -13,15 +13,21 @@
 namespace mixkv {
 namespace {
 
-constexpr int block_shift = 2;  // 4 tiles = 64 positions: a block of attention
-constexpr int chunk_shift = 5;  // 32 tiles = 512 positions: a chunk of attention (attn_run.h)
-static_assert(tile_tokens << chunk_shift == chunk_keys);
-
-// Long areas are laid out by chunks, so that memory is read in long stretches; a short one would lie scattered over pages
-// that it does not need.
-int shift_for(int64_t n_tiles) { return n_tiles >= 4 << chunk_shift ? chunk_shift : block_shift; }
-
 int64_t tiles_for(int64_t positions) { return (positions + tile_tokens - 1) / tile_tokens; }
+
+// f(i, piece) for every piece of every i, as one job.
+template <class F>
+void for_each(Backend& on, const std::vector<int>& pieces, F&& f, bool alone = false) {
+    int n = 0;
+    for (int p : pieces) n += p;
+    auto task = [&](int t, int) {
+        size_t i = 0;
+        for (; t >= pieces[i]; ++i) t -= pieces[i];
+        f(i, t);
+    };
+    if (!alone) return on.parallel_for(n, task);
+    for (int t = 0; t < n; ++t) task(t, 0);
+}
 
 struct RowBuffer {  // one row as floats (zero-padded for the kernels) and as bytes
     alignas(64) float values[max_head_dim];
@@ -30,61 +36,12 @@ struct RowBuffer {  // one row as floats (zero-padded for the kernels) and as by
 
 }  // namespace
 
-TileArea::TileArea(int64_t n_tiles, int n_heads, size_t k_bytes, size_t v_bytes)
-    : n_tiles_(n_tiles), shift_(shift_for(n_tiles)), n_heads_(n_heads), blocks_((size_t(1) << shift_) / 4),
-      k_bytes_(k_bytes), v_bytes_(v_bytes) {
-    const int64_t chunks = (n_tiles + (int64_t(1) << shift_) - 1) >> shift_;
-    const double bytes = double(chunks) * double(n_heads) * double(blocks_) * 4.0 * double(k_bytes + v_bytes);
-    if (bytes > 1e15) throw OutOfMemoryError("a KV cache of " + std::to_string(bytes) + " bytes a layer; lower n_ctx");
-    memory_ = Buffer(size_t(chunks) * size_t(n_heads) * blocks_ * 4 * (k_bytes + v_bytes));
-    slots_ = Buffer(size_t(n_tiles) * sizeof(Slot));
-}
-
-void TileArea::add(int64_t start, int64_t stop) {
-    if (start >= stop) return;
-    const int64_t first = start / tile_tokens, last = (stop - 1) / tile_tokens;
-    for (int64_t tile = first; tile <= last; ++tile) {
-        const int from = tile == first ? int(start % tile_tokens) : 0;
-        const int to = tile == last ? int((stop - 1) % tile_tokens) + 1 : tile_tokens;
-        Slot& s = slot(tile);
-        if (s.tile_plus_1 != tile + 1) {
-            s = {tile + 1, 0};
-            whole_ = std::min(whole_, tile % n_tiles_);
-        }
-        s.positions |= (1u << to) - (1u << from);
-    }
-    used_ = last >= n_tiles_ ? n_tiles_ : std::max(used_, last + 1);
-    while (whole_ < n_tiles_ && whole(whole_)) ++whole_;
-}
-
-bool TileArea::holds(int64_t start, int64_t stop) const {
-    if (start >= stop) return true;
-    const int64_t last = (stop - 1) / tile_tokens;
-    if (last >= n_tiles_ + start / tile_tokens) return false;
-    for (int64_t tile = std::max(start / tile_tokens, whole_); tile <= last; ++tile) {
-        const int from = std::max<int>(0, int(std::min<int64_t>(start - tile * tile_tokens, tile_tokens)));
-        const int to = int(std::min<int64_t>(stop - tile * tile_tokens, tile_tokens));
-        const uint32_t wanted = (1u << to) - (1u << from);
-        if (slot(tile).tile_plus_1 != tile + 1 || (slot(tile).positions & wanted) != wanted) return false;
-    }
-    return true;
-}
-
-// Copies whole chunks up to the last one in use, so that what was never written stays unreserved in the twin too.
-TileArea TileArea::copy() const {
-    TileArea twin(n_tiles_, n_heads_, k_bytes_, v_bytes_);
-    const size_t chunks = size_t((used_ + (int64_t(1) << shift_) - 1) >> shift_);
-    const size_t bytes = chunks * size_t(n_heads_) * blocks_ * 4 * (k_bytes_ + v_bytes_);
-    if (bytes) memcpy(twin.memory_.data(), memory_.data(), bytes);
-    if (used_) memcpy(twin.slots_.data(), slots_.data(), size_t(used_) * sizeof(Slot));
-    twin.used_ = used_, twin.whole_ = whole_;
-    return twin;
-}
-
-KVStore::KVStore(std::shared_ptr<Backend> backend, const std::vector<LayerFormat>& formats, int64_t n_kv_heads,
-                 int64_t head_dim_k, int64_t head_dim_v, int64_t n_ctx, int64_t sink_tokens, int64_t hot_tiles)
-    : backend_(std::move(backend)), n_kv_heads_(int(n_kv_heads)), head_dim_k_(int(head_dim_k)),
-      head_dim_v_(int(head_dim_v)), n_ctx_(n_ctx), sinks_(sink_tokens), hot_tiles_(hot_tiles) {
+KVStore::KVStore(std::shared_ptr<Backend> backend, std::shared_ptr<PagePool> pool,
+                 const std::vector<LayerFormat>& formats, int64_t n_kv_heads, int64_t head_dim_k, int64_t head_dim_v,
+                 int64_t n_ctx, int64_t sink_tokens, int64_t hot_tiles)
+    : backend_(std::move(backend)), pool_(std::move(pool)), n_kv_heads_(int(n_kv_heads)),
+      head_dim_k_(int(head_dim_k)), head_dim_v_(int(head_dim_v)), n_ctx_(n_ctx), sinks_(sink_tokens),
+      hot_tiles_(hot_tiles) {
     if (n_kv_heads < 1 || n_kv_heads > (1 << 20) || head_dim_k < 1 || head_dim_v < 1 ||
         std::max(head_dim_k, head_dim_v) > max_head_dim)
         throw ConfigError("a KV cache takes n_kv_heads >= 1 and head_dim 1.." + std::to_string(max_head_dim) +
@@ -107,10 +64,67 @@ KVStore::KVStore(std::shared_ptr<Backend> backend, const std::vector<LayerFormat
 }
 
 KVStore::KVStore(const KVStore& other)
-    : backend_(other.backend_), n_kv_heads_(other.n_kv_heads_), head_dim_k_(other.head_dim_k_),
+    : backend_(other.backend_), pool_(other.pool_), n_kv_heads_(other.n_kv_heads_), head_dim_k_(other.head_dim_k_),
       head_dim_v_(other.head_dim_v_), n_ctx_(other.n_ctx_), sinks_(other.sinks_), hot_tiles_(other.hot_tiles_) {
-    for (const Layer& l : other.layers_)
-        layers_.push_back({l.format, l.one_form, l.sinks.copy(), l.ring.copy(), l.cold.copy()});
+    std::lock_guard lock(pool_->mutex);
+    try {
+        for (const Layer& l : other.layers_) {
+            layers_.push_back({l.format, l.one_form, {}, {}, {}});
+            layers_.back().sinks = l.sinks.copy();
+            layers_.back().ring = l.ring.copy();
+            layers_.back().cold = l.cold.copy();
+        }
+    } catch (...) {
+        give_pages();
+        throw;
+    }
+}
+
+KVStore::~KVStore() {
+    std::lock_guard lock(pool_->mutex);
+    give_pages();
+}
+
+void KVStore::give_pages() noexcept {
+    for (Layer& l : layers_)
+        for (TileArea* area : {&l.sinks, &l.ring, &l.cold}) area->give_all(*pool_);
+}
+
+void KVStore::reserve(const Spans& spans) {
+    reserve_layers(0, layers_.size(), spans);
+}
+
+void KVStore::reserve_layers(size_t first, size_t stop, const Spans& s) {
+    std::vector<ChunkOrder> chunks;
+    std::vector<PageOrder> pages;
+    {
+        std::lock_guard lock(pool_->mutex);
+        for (size_t i = first; i < stop; ++i) {
+            Layer& l = layers_[i];
+            l.sinks.want(s.hot_start, std::min(s.hot_stop, sinks_), chunks);
+            l.ring.want(std::max(s.hot_start, sinks_) - sinks_, s.hot_stop - sinks_, chunks);
+            if (!l.one_form) l.cold.want(s.cold_start - sinks_, s.cold_stop - sinks_, chunks);
+        }
+        if (chunks.empty()) return;
+        for (const ChunkOrder& c : chunks) pages.push_back({c.area->page_bytes()});
+        pool_->take(pages, backend_->attention.poison);
+    }
+    backend_->parallel_for(int(chunks.size()), [&](int i, int) {
+        pages[size_t(i)].page = chunks[size_t(i)].area->put(chunks[size_t(i)].chunk, pages[size_t(i)].page);
+    });
+    std::lock_guard lock(pool_->mutex);
+    for (const PageOrder& old : pages)
+        if (old.page) pool_->give(old.page);
+}
+
+void KVStore::trim(int64_t hot_stop, int64_t cold_stop) {
+    std::lock_guard lock(pool_->mutex);
+    for (Layer& l : layers_) {
+        l.sinks.forget(hot_stop);
+        l.ring.forget(hot_stop - sinks_);
+        l.cold.forget(cold_stop - sinks_);
+        for (TileArea* area : {&l.sinks, &l.ring, &l.cold}) area->give_unused(*pool_);
+    }
 }
 
 uint8_t* KVStore::hot_tile(const Layer& layer, Side side, int64_t position, int head, int& lane) const {
@@ -171,65 +185,81 @@ void KVStore::write_head(const Layer& layer, Side side, int head, const float* r
     }
 }
 
-void KVStore::write(int layer, const float* k, const float* v, int64_t n, int64_t pos) {
-    if (n == 0) return;
-    Layer& l = layers_[size_t(layer)];
-    check_ring(pos, pos + n, "write");
-    add_hot(l, pos, pos + n);
-    auto head = [&](int h, int) {
-        write_head(l, side_k, h, k, n, pos);
-        write_head(l, side_v, h, v, n, pos);
+void KVStore::write(Backend& on, int layer, const StepOrders& orders) {
+    std::vector<int> heads;
+    int64_t rows = 0;
+    for (const StepOrder& o : orders) {
+        if (o.n > 0) {
+            o.store->check_ring(o.pos, o.pos + o.n, "write");
+            o.store->reserve_layer(layer, {o.pos, o.pos + o.n});
+            o.store->add_hot(o.store->layers_[size_t(layer)], o.pos, o.pos + o.n);
+        }
+        heads.push_back(o.n > 0 ? o.store->n_kv_heads_ : 0);
+        rows += o.n * heads.back();
+    }
+    auto one = [&](size_t i, int head) {
+        const StepOrder& o = orders[i];
+        const Layer& l = o.store->layers_[size_t(layer)];
+        o.store->write_head(l, side_k, head, o.k, o.n, o.pos);
+        o.store->write_head(l, side_v, head, o.v, o.n, o.pos);
     };
-    if (n * n_kv_heads_ < 64) {  // not worth waking anybody
-        for (int h = 0; h < n_kv_heads_; ++h) head(h, 0);
-    } else {
-        backend_->parallel_for(n_kv_heads_, head);
+    for_each(on, heads, one, rows < 64);  // few are not worth waking anybody
+}
+
+// The tile at position `start` from one form to the other, by way of float32.
+void KVStore::convert_tile(const Layer& l, int head, int64_t start, bool to_cold) const {
+    const AttnOps& ops = backend_->attn;
+    RowBuffer row;
+    for (Side side : {side_k, side_v}) {
+        const int dim = head_dim(side);
+        int unused;
+        uint8_t* hot = hot_tile(l, side, start, head, unused);
+        uint8_t* cold = cold_tile(l, side, start, head, unused);
+        const CacheType from = to_cold ? l.format.hot(side) : l.format.cold(side);
+        const CacheType to = to_cold ? l.format.cold(side) : l.format.hot(side);
+        for (int lane = 0; lane < tile_tokens; ++lane) {
+            get_row(from, side, dim, to_cold ? hot : cold, lane, row.bytes);
+            ops.decode_row(from, row.bytes, dim, row.values);
+            ops.encode_row(to, row.values, dim, row.bytes);
+            if (to == cache_q4_0 && l.format.q4_unbiased) unbias_q4_0(row.values, dim, row.bytes);
+            put_row(to, side, dim, to_cold ? cold : hot, lane, row.bytes);
+        }
     }
 }
 
-// Tiles [start, stop) of every head from one form to the other, by way of float32.
-void KVStore::convert(int layer, int64_t start, int64_t stop, bool to_cold) {
+void KVStore::quantize(Backend& on, int layer, const StepOrders& orders) {
+    std::vector<int> pieces;  // tiles of all heads
+    for (const StepOrder& o : orders) {
+        KVStore& s = *o.store;
+        Layer& l = s.layers_[size_t(layer)];
+        pieces.push_back(0);
+        if (o.cold_from >= o.cold_to) continue;
+        MIXKV_CHECK(o.cold_from >= s.sinks_ && o.cold_to <= s.n_ctx_ && (o.cold_to - o.cold_from) % tile_tokens == 0);
+        s.need_hot(l, o.cold_from, o.cold_to, "quantize");
+        if (l.one_form) continue;
+        s.reserve_layer(layer, {0, 0, o.cold_from, o.cold_to});
+        l.cold.add(o.cold_from - s.sinks_, o.cold_to - s.sinks_);
+        pieces.back() = int((o.cold_to - o.cold_from) / tile_tokens) * s.n_kv_heads_;
+    }
+    for_each(on, pieces, [&](size_t i, int piece) {
+        const KVStore& s = *orders[i].store;
+        const int64_t start = orders[i].cold_from + int64_t(piece / s.n_kv_heads_) * tile_tokens;
+        s.convert_tile(s.layers_[size_t(layer)], piece % s.n_kv_heads_, start, true);
+    });
+}
+
+void KVStore::rehydrate(int layer, int64_t start, int64_t stop) {
     if (start >= stop) return;
     Layer& l = layers_[size_t(layer)];
-    MIXKV_CHECK(start >= sinks_ && (start - sinks_) % tile_tokens == 0 && (stop - start) % tile_tokens == 0);
-    MIXKV_CHECK(stop <= n_ctx_);
-    if (to_cold) {
-        need_hot(l, start, stop, "quantize");
-    } else {
-        check_ring(start, stop, "rehydrate");
-        need_cold(l, start, stop, "rehydrate");
-    }
+    check_ring(start, stop, "rehydrate");
+    need_cold(l, start, stop, "rehydrate");
     if (l.one_form) return;
-    if (to_cold)
-        l.cold.add(start - sinks_, stop - sinks_);
-    else
-        add_hot(l, start, stop);
-    auto one = [&](int task, int) {
-        const int head = task % n_kv_heads_;
-        const int64_t tile_start = start + int64_t(task / n_kv_heads_) * tile_tokens;
-        const AttnOps& ops = backend_->attn;
-        RowBuffer row;
-        for (Side side : {side_k, side_v}) {
-            const int dim = head_dim(side);
-            int unused;
-            uint8_t* hot = hot_tile(l, side, tile_start, head, unused);
-            uint8_t* cold = cold_tile(l, side, tile_start, head, unused);
-            const CacheType from = to_cold ? l.format.hot(side) : l.format.cold(side);
-            const CacheType to = to_cold ? l.format.cold(side) : l.format.hot(side);
-            for (int lane = 0; lane < tile_tokens; ++lane) {
-                get_row(from, side, dim, to_cold ? hot : cold, lane, row.bytes);
-                ops.decode_row(from, row.bytes, dim, row.values);
-                ops.encode_row(to, row.values, dim, row.bytes);
-                if (to == cache_q4_0 && l.format.q4_unbiased) unbias_q4_0(row.values, dim, row.bytes);
-                put_row(to, side, dim, to_cold ? cold : hot, lane, row.bytes);
-            }
-        }
-    };
-    backend_->parallel_for(int((stop - start) / tile_tokens) * n_kv_heads_, one);
+    reserve_layer(layer, {start, stop});
+    add_hot(l, start, stop);
+    backend_->parallel_for(int((stop - start) / tile_tokens) * n_kv_heads_, [&](int piece, int) {
+        convert_tile(l, piece % n_kv_heads_, start + int64_t(piece / n_kv_heads_) * tile_tokens, false);
+    });
 }
-
-void KVStore::quantize(int layer, int64_t start, int64_t stop) { convert(layer, start, stop, true); }
-void KVStore::rehydrate(int layer, int64_t start, int64_t stop) { convert(layer, start, stop, false); }
 
 void KVStore::get_rows(int layer, bool cold, int64_t start, int64_t stop, uint8_t* k, uint8_t* v) const {
     const Layer& l = layers_[size_t(layer)];
@@ -256,8 +286,10 @@ void KVStore::set_rows(int layer, bool cold, int64_t start, int64_t stop, const 
     Layer& l = layers_[size_t(layer)];
     if (!cold || l.one_form) {
         check_ring(start, stop, cold ? "set_cold" : "set_hot");
+        reserve_layer(layer, {start, stop});
         add_hot(l, start, stop);
     } else {
+        reserve_layer(layer, {0, 0, start, stop});
         l.cold.add(start - sinks_, stop - sinks_);
     }
     for (Side side : {side_k, side_v}) {
@@ -285,28 +317,42 @@ std::vector<float> alibi_slopes(int n_heads, float max_bias) {
     return slopes;
 }
 
-void KVStore::attend(int layer, const float* q, int64_t n, int n_heads, int64_t pos, const int64_t* hot_from,
-                     const AttendArgs& args, float* out) {
-    const Layer& l = layers_[size_t(layer)];
-    if (n == 0) return;
-    // what all queries together read: sinks, cold tiles up to the last query's hot ones, hot ones from the first's on
-    const int64_t stop = pos + n, first = args.window > 0 ? std::max<int64_t>(0, pos - args.window + 1) : 0;
-    const int64_t past_sinks = std::max(first, sinks_);
-    const auto [least, most] = std::minmax_element(hot_from, hot_from + n);
-    need_hot(l, first, std::min(stop, sinks_), "attend");
-    need_cold(l, past_sinks, std::min(stop, *most), "attend");
-    need_hot(l, std::max(past_sinks, *least), stop, "attend");
-    AttnProblem p;
-    p.n_queries = n, p.n_heads = n_heads, p.n_kv_heads = n_kv_heads_;
-    p.head_dim_k = head_dim_k_, p.head_dim_v = head_dim_v_;
-    p.q = q, p.scale = args.scale, p.rotate_q = l.format.rotate_k, p.rotate_out = l.format.rotate_v;
-    p.sinks = &l.sinks, p.ring = &l.ring, p.cold = &l.cold_area(), p.format = l.format;
-    p.sink_tokens = sinks_, p.hot_from = hot_from, p.pos = pos, p.causal = true, p.n_keys = pos + n;
-    p.window = args.window, p.softcap = args.softcap;
+void KVStore::attend(Backend& on, int layer, const StepOrders& orders, int n_heads, const AttendArgs& args) {
     std::vector<float> slopes;
-    if (args.max_bias > 0.0f) slopes = alibi_slopes(n_heads, args.max_bias), p.slopes = slopes.data();
-    p.out = out;
-    run_attention(*backend_, p);
+    if (args.max_bias > 0.0f) slopes = alibi_slopes(n_heads, args.max_bias);
+    std::vector<AttnProblem> problems;
+    for (const StepOrder& o : orders) {
+        if (o.n == 0) continue;
+        const KVStore& s = *o.store;
+        const Layer& l = s.layers_[size_t(layer)];
+        // what all queries together read: sinks, cold tiles up to the last query's hot ones, hot ones from the first's on
+        const int64_t stop = o.pos + o.n, first = args.window > 0 ? std::max<int64_t>(0, o.pos - args.window + 1) : 0;
+        const int64_t past_sinks = std::max(first, s.sinks_);
+        const auto [least, most] = std::minmax_element(o.hot_from, o.hot_from + o.n);
+        s.need_hot(l, first, std::min(stop, s.sinks_), "attend");
+        s.need_cold(l, past_sinks, std::min(stop, *most), "attend");
+        s.need_hot(l, std::max(past_sinks, *least), stop, "attend");
+        AttnProblem& p = problems.emplace_back();
+        p.n_queries = o.n, p.n_heads = n_heads, p.n_kv_heads = s.n_kv_heads_;
+        p.head_dim_k = s.head_dim_k_, p.head_dim_v = s.head_dim_v_;
+        p.q = o.q, p.scale = args.scale, p.rotate_q = l.format.rotate_k, p.rotate_out = l.format.rotate_v;
+        p.sinks = &l.sinks, p.ring = &l.ring, p.cold = &l.cold_area(), p.format = l.format;
+        p.sink_tokens = s.sinks_, p.hot_from = o.hot_from, p.pos = o.pos, p.causal = true, p.n_keys = stop;
+        p.window = args.window, p.softcap = args.softcap;
+        p.slopes = slopes.empty() ? nullptr : slopes.data();
+        p.out = o.out;
+    }
+    run_attention(on, problems);
+}
+
+void KVStore::step(Backend& on, int layer, const StepOrders& orders, int n_heads, const AttendArgs& args) {
+    for (const StepOrder& o : orders) {
+        if (o.n > 0) o.store->check_ring(o.pos, o.pos + o.n, "step");
+        o.store->reserve_layer(layer, {o.pos, o.pos + o.n, o.cold_from, o.cold_to});
+    }
+    write(on, layer, orders);
+    quantize(on, layer, orders);
+    attend(on, layer, orders, n_heads, args);
 }
 
 }  // namespace mixkv

@@ -1,9 +1,12 @@
 // KVStore: where keys and values lie. The NumPy twin is kernels/store.py, the contract stands in docs/architecture.md.
 //
-// Per layer three areas of tiles (kv_format.h): sinks (hot form, positions j < S), a ring of recent tiles (hot form,
-// tile i in slot i % hot_tiles) and cold tiles for the whole context, reserved lazily. Where the ring has a slot for every
-// tile and both forms are written alike, there is one form: the ring is the cold area too. The store knows no policy: what
-// is quantized when, and who reads which form, arrives as numbers. It knows what it holds, and refuses to read the rest.
+// Per layer three areas of tiles (tile_area.h): sinks (hot form, positions j < S), a ring of recent tiles (hot form,
+// tile i in slot i % hot_tiles) and cold tiles for the whole context. Where the ring has a slot for every tile and both
+// forms are written alike, there is one form: the ring is the cold area too. The store knows no policy: what is quantized
+// when, and who reads which form, arrives as numbers. It knows what it holds, and refuses to read the rest.
+//
+// Areas are tables of pages (pages.h), which copies share. Before anything is written its pages are there and this store's
+// own (`reserve`); if the pool has no more, nothing has changed.
 #pragma once
 
 #include <cstdint>
@@ -12,43 +15,10 @@
 
 #include "backend.h"
 #include "kv_format.h"
-#include "memory.h"
+#include "pages.h"
+#include "tile_area.h"
 
 namespace mixkv {
-
-// Tiles in the order that attention reads them: [chunk][KV head][block of 64 positions][4 K tiles][4 V tiles], so one
-// (chunk, head) is one stretch of memory. A chunk has 2^shift tiles: 32 in a long area, 4 in a short one. Tile i lies in
-// slot i % n_tiles; `add` and `holds` know which tile a slot holds, and which of its 16 positions.
-class TileArea {
-public:
-    TileArea() = default;
-    TileArea(int64_t n_tiles, int n_heads, size_t k_bytes, size_t v_bytes);
-
-    uint8_t* at(Side side, int64_t tile, int head) const {
-        const int64_t within = tile & ((int64_t(1) << shift_) - 1);
-        const size_t block = (size_t(tile >> shift_) * size_t(n_heads_) + size_t(head)) * blocks_ + size_t(within >> 2);
-        const size_t at = block * 4 * (k_bytes_ + v_bytes_);
-        return memory_.data() + at + (side == side_k ? size_t(within & 3) * k_bytes_
-                                                     : 4 * k_bytes_ + size_t(within & 3) * v_bytes_);
-    }
-    int64_t n_tiles() const { return n_tiles_; }
-    void add(int64_t start, int64_t stop);          // positions [start, stop) of the area hold data from now on
-    bool holds(int64_t start, int64_t stop) const;  // whether all of them do
-    TileArea copy() const;
-
-private:
-    struct Slot {
-        int64_t tile_plus_1;  // 0: none
-        uint32_t positions;   // bit i: position i of the tile
-    };
-    Slot& slot(int64_t tile) const { return slots_.as<Slot>()[tile % n_tiles_]; }
-    bool whole(int64_t tile) const { return slot(tile).tile_plus_1 == tile + 1 && slot(tile).positions == 0xffff; }
-
-    int64_t n_tiles_ = 0, used_ = 0, whole_ = 0;  // slots [0, used_) hold data, tiles [0, whole_) are there in full
-    int shift_ = 2, n_heads_ = 0;
-    size_t blocks_ = 1, k_bytes_ = 0, v_bytes_ = 0;
-    Buffer memory_, slots_;
-};
 
 struct LayerFormat {
     CacheType type_k, type_v, hot_k, hot_v;
@@ -64,7 +34,11 @@ struct Layer {
     bool one_form;  // what is hot is cold: `cold` has no tiles
     TileArea sinks, ring, cold;
     const TileArea& cold_area() const { return one_form ? ring : cold; }
-    TileArea& cold_area() { return one_form ? ring : cold; }
+};
+
+// What is about to be written: positions [hot_start, hot_stop) in the hot form, [cold_start, cold_stop) in the cold one.
+struct Spans {
+    int64_t hot_start = 0, hot_stop = 0, cold_start = 0, cold_stop = 0;
 };
 
 struct AttendArgs {
@@ -72,14 +46,28 @@ struct AttendArgs {
     int64_t window;
 };
 
+// What one sequence's step does in a layer. q: n x n_heads x head_dim_k floats at pos ..., k, v: n x n_kv_heads x head_dim;
+// tiles [cold_from, cold_to) turn cold before the queries read; out: n x n_heads x head_dim_v.
+class KVStore;
+struct StepOrder {
+    KVStore* store = nullptr;
+    int64_t pos = 0, n = 0, cold_from = 0, cold_to = 0;
+    const float *q = nullptr, *k = nullptr, *v = nullptr;
+    const int64_t* hot_from = nullptr;
+    float* out = nullptr;
+};
+using StepOrders = std::vector<StepOrder>;
+
 // Every method but the constructor runs in the backend's turn. The binding has checked layers, shapes and the order of
 // positions; what depends on what is stored is checked here, and throws InputError.
 class KVStore {
 public:
     // Throws ConfigError for shapes that the kernels cannot serve, OutOfMemoryError where the system refuses.
-    KVStore(std::shared_ptr<Backend> backend, const std::vector<LayerFormat>& formats, int64_t n_kv_heads,
-            int64_t head_dim_k, int64_t head_dim_v, int64_t n_ctx, int64_t sink_tokens, int64_t hot_tiles);
-    KVStore(const KVStore& other);
+    KVStore(std::shared_ptr<Backend> backend, std::shared_ptr<PagePool> pool, const std::vector<LayerFormat>& formats,
+            int64_t n_kv_heads, int64_t head_dim_k, int64_t head_dim_v, int64_t n_ctx, int64_t sink_tokens,
+            int64_t hot_tiles);
+    KVStore(const KVStore& other);  // shares all pages
+    ~KVStore();
 
     Backend& backend() const { return *backend_; }
     int n_layers() const { return int(layers_.size()); }
@@ -89,13 +77,18 @@ public:
     int64_t sink_tokens() const { return sinks_; }
     const LayerFormat& format(int layer) const { return layers_[size_t(layer)].format; }
 
-    // k, v: n rows of n_kv_heads x head_dim floats for positions pos ...
-    void write(int layer, const float* k, const float* v, int64_t n, int64_t pos);
-    void quantize(int layer, int64_t start, int64_t stop);   // whole tiles, hot form -> cold form
+    // All layers: the pages that these positions take, or OutOfMemoryError and nothing has changed.
+    void reserve(const Spans& spans);
+    // All layers: forget positions from these ends on in either form, and give back the pages that are left empty.
+    void trim(int64_t hot_stop, int64_t cold_stop);
+
+    // One layer of several sequences on one backend; whatever is together in a call, the bits are the same. A step is
+    // reserve, write, quantize, attend. No store may be there twice.
+    static void step(Backend& on, int layer, const StepOrders& orders, int n_heads, const AttendArgs& args);
+    static void write(Backend& on, int layer, const StepOrders& orders);     // k, v at pos ...
+    static void quantize(Backend& on, int layer, const StepOrders& orders);  // [cold_from, cold_to): hot -> cold form
+    static void attend(Backend& on, int layer, const StepOrders& orders, int n_heads, const AttendArgs& args);
     void rehydrate(int layer, int64_t start, int64_t stop);  // whole tiles, cold form -> hot form
-    // q: n x n_heads x head_dim_k floats at pos ...; out: n x n_heads x head_dim_v
-    void attend(int layer, const float* q, int64_t n, int n_heads, int64_t pos, const int64_t* hot_from,
-                const AttendArgs& args, float* out);
 
     // Rows as bytes [position][head][row_bytes] of the hot (or cold) type.
     void get_rows(int layer, bool cold, int64_t start, int64_t stop, uint8_t* k, uint8_t* v) const;
@@ -104,14 +97,18 @@ public:
 private:
     uint8_t* hot_tile(const Layer& layer, Side side, int64_t position, int head, int& lane) const;
     uint8_t* cold_tile(const Layer& layer, Side side, int64_t position, int head, int& lane) const;
+    void give_pages() noexcept;
+    void reserve_layers(size_t first, size_t stop, const Spans& spans);
+    void reserve_layer(int layer, const Spans& spans) { reserve_layers(size_t(layer), size_t(layer) + 1, spans); }
     void add_hot(Layer& layer, int64_t start, int64_t stop) const;
     void need_hot(const Layer& layer, int64_t start, int64_t stop, const char* what) const;
     void need_cold(const Layer& layer, int64_t start, int64_t stop, const char* what) const;
     void check_ring(int64_t start, int64_t stop, const char* what) const;
     void write_head(const Layer& layer, Side side, int head, const float* rows, int64_t n, int64_t pos);
-    void convert(int layer, int64_t start, int64_t stop, bool to_cold);
+    void convert_tile(const Layer& layer, int head, int64_t start, bool to_cold) const;
 
     std::shared_ptr<Backend> backend_;
+    std::shared_ptr<PagePool> pool_;
     std::vector<Layer> layers_;
     int n_kv_heads_, head_dim_k_, head_dim_v_;
     int64_t n_ctx_, sinks_, hot_tiles_;
