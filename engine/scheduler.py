@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ids
 from contextlib import contextmanager
+from typing import Protocol
 
 from mixkv.engine.jobs import TAKEN, Job, Part
 from mixkv.engine.sequence import Sequence
@@ -29,6 +30,13 @@ from mixkv.models.protocol import Model
 
 PIECE_BETWEEN = 128
 """Prompt tokens of a step while others generate."""
+
+
+class Spare(Protocol):
+    """Keeps sequences that might be continued."""
+
+    def give_up_one(self) -> bool:
+        """Forget one that nobody works on; False where there is none."""
 
 
 class Scheduler:
@@ -41,6 +49,8 @@ class Scheduler:
         self._queue: list[Job] = []
         self._running: list[Job] = []
         self._held: Held = []  # of a step that was broken off after the forward pass
+        self.spare: weakref.WeakSet[Spare] = weakref.WeakSet()
+        """Who may give memory up when it runs short."""
         _SCHEDULERS.add(self)
 
     def add(self, *jobs: Job) -> None:
@@ -157,7 +167,7 @@ class Scheduler:
                 return True
             self._busy = True
         try:
-            compute(self.model, parts, self._held)
+            compute(self.model, parts, self._held, self._relieve)
         finally:
             with self._turn:
                 self._busy = False
@@ -165,6 +175,9 @@ class Scheduler:
                     self._release(job)
                 self._turn.notify_all()
         return True
+
+    def _relieve(self) -> bool:
+        return any(spare.give_up_one() for spare in list(self.spare))
 
     def _admit(self) -> None:
         """Give places to jobs in the queue, first come first served among those that can have one."""

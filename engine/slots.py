@@ -37,10 +37,22 @@ class Slots:
         self._sequences = [first or new_sequence()]  # the one used last stands last
         self._shared: list[Shared] = []
         self._group: list[Decode] = []
+        self.in_hand.scheduler.spare.add(self)
 
     @property
     def in_hand(self) -> Sequence:
         return self._sequences[-1]
+
+    def give_up_one(self) -> bool:
+        """See `Spare`: the sequence that was used longest ago, but never the one in hand; then what prompts share."""
+        for sequence in self._sequences[:-1]:
+            if sequence.job is None and sequence.tokens:
+                sequence.clear()
+                return True
+        if self._shared:
+            del self._shared[0]
+            return True
+        return False
 
     def all(self) -> list[Sequence]:
         """Every sequence, the one used last at the end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from mixkv.engine.jobs import Job, Part
 from mixkv.engine.sequence import Sequence
 from mixkv.engine.state.batch import BatchStates
+from mixkv.kernels.errors import OutOfMemoryError
 from mixkv.models.batch import F32, Batch
 from mixkv.models.protocol import Model
 
@@ -17,12 +19,12 @@ Held = list[tuple[Job, F32]]
 """Jobs, and the logits that they have not seen yet."""
 
 
-def compute(model: Model, parts: list[tuple[Job, Part]], held: Held) -> None:
+def compute(model: Model, parts: list[tuple[Job, Part]], held: Held, relieve: Callable[[], bool]) -> None:
     """Compute all parts and give each job its logits.
 
     What goes wrong in a job is left in it; what goes wrong in the pass itself, in all of them. An interrupt is raised:
     before the logits are there the sequences are as they were, after that `held` has what is still to be handed over,
-    which the next step does first.
+    which the next step does first. relieve: gives some memory up that nobody needs now; False where there is none.
     """
     while held:
         job, logits = held[-1]
@@ -30,12 +32,18 @@ def compute(model: Model, parts: list[tuple[Job, Part]], held: Held) -> None:
             _hand_over(job, logits, 0.0)
         held.pop()
     begun: list[_Begun] = []
+    short: list[tuple[Job, OutOfMemoryError]] = []
     try:
         for job, part in parts:
             assert job.sequence is not None
             try:
-                begun.append(_Begun(job, part, job.sequence, job.sequence.cache.begin(len(part.ids))))
+                begun.append(_Begun(job, part, job.sequence, _begin(job.sequence, len(part.ids), relieve)))
+            except OutOfMemoryError as error:
+                short.append((job, error))
             except Exception as error:
+                job.fail(error)
+        for job, error in short[:1] if not begun else short:
+            if job.generates or not begun:  # a prompt waits while others work, who will give memory back
                 job.fail(error)
         if not begun:
             return
@@ -63,6 +71,16 @@ def compute(model: Model, parts: list[tuple[Job, Part]], held: Held) -> None:
                     held.append((late.job, its_rows[: late.part.n_rows - late.part.n_draft]))
             raise
         b.store(kept)
+
+
+def _begin(sequence: Sequence, n: int, relieve: Callable[[], bool]) -> int:
+    """`KVCache.begin`, with what others can do without."""
+    while True:
+        try:
+            return sequence.cache.begin(n)
+        except OutOfMemoryError:
+            if not relieve():
+                raise
 
 
 @dataclass

@@ -232,3 +232,47 @@ def test_a_fork_goes_its_own_way(path: Path, isa: str) -> None:
     assert [out.stats.reused_tokens for out in outs] == [len(PROMPTS[3])] * 2
     for out, ids in zip(outs, (a, b), strict=True):
         assert load(path, "mixed").generate(ids, max_tokens=9, temperature=0.0, logprobs=0).logprobs == out.logprobs
+
+
+class TestMemory:
+    """One budget for all caches: prompts wait for it, nothing is lost over it."""
+
+    PROMPTS = ([20 + i % 90 for i in range(150)], *([30 + j, *range(40, 130)] for j in range(5)))
+    OPTIONS: dict[str, Any] = {"max_tokens": 5, "temperature": 0.0, "ignore_eos": True}  # noqa: RUF012
+
+    def need(self, path: Path, prompts: int) -> int:
+        """Bytes of pages at the fullest moment of some prompts, one after the other."""
+        llm = load(path, "f16")
+        for prompt in self.PROMPTS[:prompts]:
+            llm.generate(prompt, **self.OPTIONS)
+        return llm.cache.pool.peak_nbytes
+
+    def test_more_prompts_than_memory_wait_for_it(self, path: Path) -> None:
+        wanted = [load(path, "f16").generate(prompt, **self.OPTIONS).tokens for prompt in self.PROMPTS]
+        for budget in (self.need(path, 6), 2 * self.need(path, 6)):
+            llm = load(path, "f16", n_parallel=4, kv_memory=budget)
+            outs = llm.generate_batch(list(self.PROMPTS), **self.OPTIONS)
+            assert [(out.error, out.tokens) for out in outs] == [(None, tokens) for tokens in wanted]
+            assert llm.cache.pool.peak_nbytes <= budget
+
+    def test_a_prompt_that_never_fits_is_an_error_that_loses_nothing(self, path: Path) -> None:
+        budget = self.need(path, 6) // 2
+        llm = load(path, "f16", n_parallel=2, kv_memory=budget)
+        with pytest.raises(mixkv.OutOfMemoryError, match=str(budget)):
+            llm.generate(self.PROMPTS[0], **self.OPTIONS)
+        short = llm.generate([5, 6, 7], **self.OPTIONS).tokens
+        outs = llm.generate_batch([[5, 6, 7], self.PROMPTS[0], [5, 6, 7]], **self.OPTIONS)
+        assert [out.finish_reason for out in outs] == ["length", "error", "length"]
+        assert isinstance(outs[1].error, mixkv.OutOfMemoryError)
+        assert outs[0].tokens == outs[2].tokens == short
+
+    def test_a_common_beginning_is_stored_once(self, path: Path) -> None:
+        """Eight sequences that begin alike hold the pages of one, and their own rings."""
+        llm = load(path, "mixed")
+        llm.generate(self.PROMPTS[0], **self.OPTIONS)
+        alone = llm.cache.pool.nbytes
+        forks = [llm.fork() for _ in range(7)]
+        assert llm.cache.pool.nbytes == alone
+        for i, fork in enumerate(forks):
+            fork.generate([*self.PROMPTS[0], 9 + i], **self.OPTIONS)
+        assert llm.cache.pool.nbytes < 5 * alone
