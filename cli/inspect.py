@@ -126,10 +126,10 @@ def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
     what each kind of layers has of those ("cache_mixed_sliding"), where a model has more than one."""
     from mixkv.engine.cache_config import KVCacheConfig
     from mixkv.engine.kv_plan import plan_cache
-    from mixkv.engine.kv_sample import HeadStatistics
     from mixkv.engine.memory import plan_memory
     from mixkv.engine.state.stats import cache_bytes
     from mixkv.kernels import default_backend
+    from mixkv.models.key_sample import HeadStatistics
 
     shorter = [1 << i for i in range(9, 32) if 1 << i < config.n_ctx_train]
     caches = {"f16": KVCacheConfig(), "mixed": KVCacheConfig(mixed_kv_cache=True)}
@@ -152,8 +152,8 @@ def plan_table(gguf: GGUFFile) -> list[dict[str, Any]]:
     """What the mixed cache, at its defaults, does with each layer."""
     from mixkv.engine.cache_config import KVCacheConfig
     from mixkv.engine.kv_plan import plan_layers
-    from mixkv.engine.kv_sample import HeadStatistics
     from mixkv.kernels import default_backend
+    from mixkv.models.key_sample import HeadStatistics
 
     return [
         {

@@ -9,6 +9,7 @@ a bar is drawn, which costs a tenth of a second: short runs never do.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -36,9 +37,24 @@ def harmless(text: str) -> str:
     return text.translate(_CONTROLS)
 
 
+FLAGS_OF = {
+    "n_ctx": "-c", "n_batch": "-b", "n_threads": "-t", "mixed_kv_cache": "--mixed-kv-cache",
+    "hot_window": "--hot-window", "sink_tokens": "--sink-tokens", "kv_plan": "--kv-plan",
+}  # fmt: skip
+"""What the command line calls a setting."""
+
+
 def fail(message: object) -> None:
-    """One line on stderr."""
-    print("mixkv:", harmless(" ".join(str(message).split())), file=sys.stderr)
+    """One line on stderr. Settings that the engine names by their Python names are named by their flags as well."""
+    print("mixkv:", harmless(" ".join(_with_flags(str(message)).split())), file=sys.stderr)
+
+
+def _with_flags(text: str) -> str:
+    def named(found: re.Match[str]) -> str:
+        flag = FLAGS_OF[found.group()]
+        return found.group() if re.search(rf"{re.escape(flag)}\b", text) else f"{found.group()} ({flag})"
+
+    return re.sub(rf"\b({'|'.join(FLAGS_OF)})\b", named, text)
 
 
 def prepare_streams() -> None:

@@ -75,9 +75,9 @@ def bench_tests(prompts: Ids[int], gens: Ids[int], depths: Ids[int], parallel: I
     if any(t.n_prompt < 0 or t.n_gen < 0 or t.depth < 0 for t in tests):
         raise ConfigError("lengths and depths of a benchmark are 0 or more")
     if any(not 1 <= k <= MAX_PARALLEL for k in parallel):
-        raise ConfigError(f"sequences at once (-np) are 1 to {MAX_PARALLEL}")
+        raise ConfigError(f"sequences at once are 1 to {MAX_PARALLEL}")
     if not tests:
-        raise ConfigError("nothing to measure: give a prompt length (-p) or a generation length (-n)")
+        raise ConfigError("nothing to measure: give a length of prompts or of generations")
     return tests
 
 

@@ -151,6 +151,8 @@ class Decode(BaseJob):
             self.fed += n
             if self.fed in self.cuts:
                 self.slots.reached(self)
+            if self.fed == len(self.prompt):  # a next turn begins like this one
+                self.sequence.cache.checkpoint()
         if self.tokens and self.sequence.cache.n >= self.sequence.cache.n_ctx:
             self.finish("length")
         if self.done:

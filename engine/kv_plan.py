@@ -1,7 +1,8 @@
 """Which layers' keys need more than the settings give them, decided at load from the weights alone.
 
 Four bits are enough for most keys, and ruin some: Qwen2's biases, for one, put hundreds into a few dimensions of every
-key, whose quantization step then drowns the rest. For each layer typical queries and keys (kv_sample.py) go through the
+key, whose quantization step then drowns the rest. For each layer typical queries and keys (models/key_sample.py) go
+through the
 cache's own encoder; what that does to scores is compared with what the content of the keys does to them. The cheapest
 option that leaves the content audible is taken: the settings' own first, then the same type with or without rotation,
 q8_0, and f16, which is to stay hot. Layers that are fine are left exactly as the settings have them. Only the mixed
@@ -16,11 +17,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig, turns_cold
-from mixkv.engine.kv_sample import HeadSample, HeadStatistics
 from mixkv.engine.state.mixed import RowBytes
 from mixkv.kernels import CACHE_TYPES, LayerFormat, cache_type
 from mixkv.kernels.formats import decode, encode
 from mixkv.kernels.numeric import hadamard
+from mixkv.models.key_sample import HeadSample, HeadStatistics
 from mixkv.models.layers import Attention, LayerSpec
 
 MOST_LOSS = 0.2

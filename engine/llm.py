@@ -16,7 +16,6 @@ from mixkv.engine.batches import BatchRun, each_prompts_params
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.generation import Generation
 from mixkv.engine.kv_plan import plan_cache
-from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.loaded import Loaded
 from mixkv.engine.prompt import Prompt, prompt_ids
 from mixkv.engine.results import Chunk, Completion
@@ -31,6 +30,8 @@ from mixkv.kernels import Backend
 from mixkv.kernels.errors import InputError, MixkvError
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
+from mixkv.models.key_sample import HeadStatistics
+from mixkv.models.weights import bytes_per_token
 
 
 class LLM:
@@ -110,9 +111,7 @@ class LLM:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that generating a token reads: all tensors but an embedding that only looks rows up."""
-        tensors = self.gguf.tensors
-        lookup_only = "output.weight" in tensors
-        return sum(t.n_bytes for name, t in tensors.items() if not (lookup_only and name == "token_embd.weight"))
+        return bytes_per_token(self.gguf)
 
     # What it holds
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv_plan import plan_cache
-from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.llm import LLM
 from mixkv.engine.loaded import Loaded
 from mixkv.engine.memory import available_memory, plan_memory
@@ -23,6 +22,7 @@ from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.kernels import Backend, open_backend
 from mixkv.kernels.errors import ConfigError, GGUFError
 from mixkv.models.gguf import GGUFFile, open_gguf
+from mixkv.models.key_sample import HeadStatistics
 from mixkv.models.registry import load_model, read_config
 
 PREFIX_REUSE = ("on", "exact", "off")

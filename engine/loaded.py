@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
-from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
 from mixkv.engine.state.cache import KVCache
@@ -13,6 +12,7 @@ from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.kernels.contract import PagePool
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
+from mixkv.models.key_sample import HeadStatistics
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ class MemoryPlan:
         if available is not None and self.total > available:
             needs = " + ".join(f"{name} {getattr(self, name) // MIB} MiB" for name in ("weights", "cache", "scratch"))
             raise OutOfMemoryError(
-                f"{needs} exceed the {available // MIB} MiB that this machine has free: use a smaller context (-c), "
-                "--mixed-kv-cache, or a smaller model"
+                f"{needs} exceed the {available // MIB} MiB that this machine has free: use a smaller n_ctx, "
+                "mixed_kv_cache, or a smaller model"
             )
 
 

@@ -28,7 +28,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_ctx: int, parse_specia
     if len(ids) > n_ctx:
         raise InputError(
             f"the prompt has {len(ids)} tokens, but the context holds {n_ctx}: "
-            "load with a larger n_ctx (-c), or shorten the prompt"
+            "load with a larger n_ctx, or shorten the prompt"
         )
     return ids
 

@@ -81,3 +81,9 @@ class Weights:
         self._taken.add(name)
         if self.progress is not None:
             self.progress(info.n_bytes)
+
+
+def bytes_per_token(gguf: GGUFFile) -> int:
+    """Bytes of weights that generating a token reads: all tensors but an embedding that only looks rows up."""
+    lookup_only = "output.weight" in gguf.tensors
+    return sum(t.n_bytes for name, t in gguf.tensors.items() if not (lookup_only and name == "token_embd.weight"))

@@ -63,6 +63,23 @@ def test_imports_go_one_way(room: str) -> None:
                 assert rest[0] in MAY_IMPORT[room], f"{where}, which {room}/ must not know"
 
 
+def strings(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, text) of every string in a file but docstrings."""
+    tree = ast.parse(path.read_text())
+    docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs:
+            yield node.lineno, node.value
+
+
+def test_the_engine_knows_no_flags_and_no_tensors() -> None:
+    """Flags are the command line's, names of tensors the families': a setting, or a name, stands in one place."""
+    words = re.compile(r"(^|[ (])--?[a-z]{1,3}\b|(^|[ (])--[a-z]|\.weight\b|\bblk\.|\b(attn|ffn)_[a-z]|\btoken_embd\b")
+    for path in sources("engine"):
+        for line, text in strings(path):
+            assert not words.search(text), f"{path.relative_to(ROOT)}:{line} says {text!r}"
+
+
 @pytest.mark.parametrize(
     ("module", "unknown"),
     [("kernels", ("models", "engine", "cli")), ("models.registry", ("engine", "cli")), ("engine.llm", ("cli",))],

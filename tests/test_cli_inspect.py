@@ -13,10 +13,10 @@ from gguf_tools import tiny_llama, write_gguf
 
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.kv_plan import plan_cache, plan_layers
-from mixkv.engine.kv_sample import HeadStatistics
 from mixkv.engine.memory import plan_memory
 from mixkv.kernels import default_backend
 from mixkv.models.gguf import open_gguf
+from mixkv.models.key_sample import HeadStatistics
 from mixkv.models.registry import read_config, supported_families
 
 

@@ -25,11 +25,11 @@ import mixkv
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.evaluate.divergence import score_rows
 from mixkv.engine.kv_plan import MOST_LOSS, plan_cache, plan_layers
-from mixkv.engine.kv_sample import HeadStatistics, _row_norms
 from mixkv.engine.load import demo_model
 from mixkv.kernels import LayerFormat, default_backend
 from mixkv.kernels.errors import ConfigError
 from mixkv.models.gguf import open_gguf
+from mixkv.models.key_sample import HeadStatistics, _row_norms
 from mixkv.models.layers import Attention, LayerSpec, Recurrent
 
 F32 = NDArray[np.float32]

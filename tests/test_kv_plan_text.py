@@ -7,12 +7,12 @@ from prose import PROSE
 
 import mixkv
 from mixkv.engine.kv_plan import score_loss
-from mixkv.engine.kv_sample import HeadSample, HeadStatistics
 from mixkv.engine.llm import LLM
 from mixkv.engine.load import demo_model
 from mixkv.kernels import LayerFormat, default_backend
 from mixkv.models.batch import F32
 from mixkv.models.gguf import open_gguf
+from mixkv.models.key_sample import HeadSample, HeadStatistics
 
 
 def heads_of(llm: LLM, text: str, n: int) -> list[tuple[F32, F32]]:

@@ -12,9 +12,9 @@ from gguf_tools import write_gguf
 from tiny_models import QKV, Tiny
 
 from mixkv.engine.kv_plan import score_loss
-from mixkv.engine.kv_sample import TOKENS, HeadSample, HeadStatistics
 from mixkv.kernels import LayerFormat, default_backend
 from mixkv.models.gguf import open_gguf
+from mixkv.models.key_sample import TOKENS, HeadSample, HeadStatistics
 
 STEP = 10
 BIASED = Tiny("llama", n_layers=1, n_ctx=STEP * TOKENS, biases=QKV, rope={"freq_base": 500.0})

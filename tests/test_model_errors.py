@@ -209,7 +209,7 @@ def test_a_plan_over_the_machines_memory_names_its_numbers_and_the_flag(tmp_path
     path = write_gguf(tmp_path / "tiny.gguf", *tiny_llama())
     message = refusal(OutOfMemoryError, lambda: mixkv.load(path, n_ctx=2**31))
     cache_mib = 2**31 * 2 * 2 * 2 * 8 * 2 >> 20  # positions, layers, K and V, KV heads, head_dim, bytes
-    for words in ("weights 0 MiB", f"cache {cache_mib} MiB", "scratch ", "-c", "--mixed-kv-cache"):
+    for words in ("weights 0 MiB", f"cache {cache_mib} MiB", "scratch ", "n_ctx", "mixed_kv_cache"):
         assert words in message
     plan = mixkv.load(path, n_ctx=2**16)  # lazily: 128 MiB are reserved, not touched
     assert plan.n_ctx == 2**16

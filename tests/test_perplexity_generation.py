@@ -98,7 +98,7 @@ def _answer_logprobs(llm: LLM, ids: list[int], password: str) -> list[float]:
 def test_what_cannot_be_measured(llm: LLM, text: Path, tmp_path: Path) -> None:
     windows = list(TextWindows.of(text, llm.tokenizer, 40, most=1))
     variants = parse_variants("f16")
-    assert "larger --ctx" in refusal(InputError, lambda: needle_recall(llm, windows, text, [0.5], variants))
+    assert "larger n_ctx" in refusal(InputError, lambda: needle_recall(llm, windows, text, [0.5], variants))
     (tmp_path / "digits").write_text("1 2 3 4 5 6 7 8 9 " * 20)
     few = refusal(InputError, lambda: needle_recall(llm, windows, tmp_path / "digits", [0.5], variants))
     assert "digits" in few and "words" in few

@@ -23,7 +23,7 @@ from pathlib import Path
 import mixkv
 from mixkv.engine.evaluate import PerplexityRun, TextWindows, parse_variants
 from mixkv.engine.kv_plan import plan_cache
-from mixkv.engine.kv_sample import HeadStatistics
+from mixkv.models.key_sample import HeadStatistics
 from mixkv.kernels import default_backend
 from mixkv.models.gguf import open_gguf
 

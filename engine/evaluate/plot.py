@@ -29,7 +29,7 @@ def check_plot(path: Path) -> None:
     try:
         importlib.import_module("matplotlib")
     except ImportError:
-        raise ConfigError("--plot needs matplotlib: pip install 'mixkv[plot]', or leave --plot out") from None
+        raise ConfigError("pictures need matplotlib: pip install 'mixkv[plot]', or ask for none") from None
 
 
 def plot_rows(path: Path, rows: Sequence[PerplexityRow], title: str) -> None:

@@ -83,7 +83,7 @@ class _Case:
         answer = encode_further(llm.tokenizer, QUESTION + password)[len(question) :]
         room = len(window) - len(statement) - len(question) - len(answer)
         if room < len(statement):
-            raise InputError(f"a window of {len(window)} tokens is too short to hide a needle in: use a larger --ctx")
+            raise InputError(f"a window of {len(window)} tokens is too short to hide a needle in: use a larger n_ctx")
         return cls(window[:room].tolist(), statement, question, answer)
 
     def prompt(self, depth: float | None) -> list[int]:

@@ -49,7 +49,7 @@ class Variant:
 
 
 def parse_variants(text: str) -> list[Variant]:
-    """The variants of a --kv list, in its order; one written twice counts once. ConfigError names the bad item."""
+    """The variants of a list of caches, in its order; one written twice counts once. ConfigError names the bad item."""
     groups: list[list[str]] = []
     for item in (part.strip() for part in text.split(",")):
         if not item:

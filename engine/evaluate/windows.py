@@ -105,7 +105,7 @@ class TextWindows:
             n_tokens = sum(len(ids) for ids in _with_bos(path, tokenizer))
             raise InputError(
                 f"{path}: the text has {n_tokens} tokens, fewer than one window of {n_ctx}: "
-                "give a longer text or a smaller --ctx"
+                "give a longer text or a smaller n_ctx"
             )
         return cls(path, tokenizer, n_ctx, count, digest.hexdigest())
 

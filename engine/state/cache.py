@@ -85,7 +85,7 @@ class KVCache:
         """ContextFullError if n more tokens exceed the context."""
         if self.n + n > self.n_ctx:
             raise ContextFullError(
-                f"{n} more tokens after {self.n} exceed the context of {self.n_ctx}: load with a larger n_ctx (-c)"
+                f"{n} more tokens after {self.n} exceed the context of {self.n_ctx}: load with a larger n_ctx"
             )
 
     def begin(self, n: int) -> int:
