@@ -48,4 +48,4 @@ def test_the_command_line(path: Path) -> None:
     assert [(r["test"], r["n_parallel"]) for r in rows] == [("pp8", 1), ("pp8 x2", 2), ("tg4", 1), ("tg4 x2", 2)]
     assert all(r["tokens_per_second_each"] * r["n_parallel"] == pytest.approx(r["tokens_per_second"]) for r in rows)
     bad = run("bench", "-m", str(path), "-np", "0")
-    assert bad.status == 2 and "-np" in bad.complaint
+    assert bad.status == 2 and "sequences at once" in bad.complaint

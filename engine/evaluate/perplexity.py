@@ -53,7 +53,7 @@ class PerplexityRun:
 
     def __init__(self, llm: LLM, windows: TextWindows, variants: Sequence[Variant], resume: Path | None = None) -> None:
         if windows.n_ctx < MIN_CTX:
-            raise ConfigError(f"--ctx {windows.n_ctx} is too short to score: use {MIN_CTX} or more")
+            raise ConfigError(f"n_ctx {windows.n_ctx} is too short to score: use {MIN_CTX} or more")
         if not variants:
             raise ConfigError("there is no cache to measure: name some, as in f16,mixed")
         self.windows, self.variants = windows, list(variants)

@@ -25,7 +25,7 @@ SHOWN_FROM = 1e-9
 def check_plot(path: Path) -> None:
     """To be called before a long run: ConfigError if matplotlib is missing or `path` names no picture format."""
     if path.suffix.lower() not in FORMATS:
-        raise ConfigError(f"--plot {path}: the name must end in {', '.join(FORMATS)}")
+        raise ConfigError(f"picture {path}: the name must end in {', '.join(FORMATS)}")
     try:
         importlib.import_module("matplotlib")
     except ImportError:
