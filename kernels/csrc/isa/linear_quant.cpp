@@ -76,7 +76,8 @@ static void tile(const Packed* w, const QuantX* x, int group, int t0, int t1, co
         for (int g = 0; g < G; ++g) acc[t][g] = set16(0.0f);
     for (int b = 0; b < nb; ++b) {
         MIXKV_UNROLL
-        for (int i = 0; i < G * F::block_bytes; i += 64) __builtin_prefetch(q + prefetch_ahead + i, 0, 2);
+        for (int i = 0; i < G * F::block_bytes; i += 64)
+            __builtin_prefetch(q + prefetch_ahead * (panel_groups / G) + i, 0, 2);
         I16 dots[M][G][F::subs];
         block_dots<F, M, G>(dots, q, xq, xs, width);
         MIXKV_UNROLL
@@ -113,6 +114,16 @@ static void tiles(const Packed* w, const QuantX* x, int g0, int g1, int t0, int 
     if (t1 - t0 == 1 && g0 % panel_groups == 0)  // one token: the groups of a panel share its operands
         for (; g0 + panel_groups <= g1 || (g0 < g1 && g1 * group_rows >= w->rows); g0 += panel_groups)
             tile<F, 1, panel_groups>(w, x, g0, t0, t1, out);
+#if defined(__AVX512VNNI__)
+    // A few tokens: as many groups of a panel together as registers hold, so that memory is read in longer stretches.
+    if (t1 - t0 <= 4 && t1 - t0 > 1)
+        for (; g0 + 1 < g1 && g0 % 2 == 0; g0 += 2) {
+            if (t1 - t0 == 2)
+                tile<F, 2, 2>(w, x, g0, t0, t1, out);
+            else
+                tile<F, 4, 2>(w, x, g0, t0, t1, out);
+        }
+#endif
     for (int g = g0; g < g1; ++g)
         for (int t = t0; t < t1;) {
             const int left = t1 - t;
