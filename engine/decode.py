@@ -8,6 +8,7 @@ down, and what stands behind that.
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Ids
 from typing import Protocol
 
 from mixkv.engine.jobs import TAKEN, BaseJob, Part
@@ -32,6 +33,20 @@ class Drafter(Protocol):
 
     def judged(self, proposed: int, kept: int, seconds: float) -> None:
         """A step with `proposed` tokens of draft took `seconds`, and `kept` of them were right."""
+
+
+class Processor(Protocol):
+    """Has a say in each token before it is drawn: a grammar, for example.
+
+    It sees tokens in the order in which they are drawn, and never one that is taken back: drafts are decided position
+    by position. What it raises ends its own generation.
+    """
+
+    def mask(self, logits: F32) -> F32:
+        """The logits (n_vocab,) to draw from; -inf bans a token. The array is not to be changed."""
+
+    def accept(self, token: int) -> None:
+        """A token of the text: the prompt's are not told, every drawn one is."""
 
 
 class Placer(Protocol):
@@ -63,6 +78,7 @@ class Decode(BaseJob):
     def __init__(
         self, slots: Placer, prompt: list[int], sampler: Sampler, *, ends: frozenset[int], limit: int | None,
         on_token: OnToken, wanted: Callable[[], bool], prefix_reuse: str = "on", drafter: Drafter | None = None,
+        processors: Ids[Processor] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.slots, self.prompt, self.sampler, self.ends, self.limit = slots, prompt, sampler, ends, limit
@@ -73,7 +89,7 @@ class Decode(BaseJob):
         self.reused = self.fed = 0
         self.prompt_seconds = self.decode_seconds = 0.0
         self.cache_stats: CacheStats | None = None
-        self._on_token, self._wanted, self._drafter = on_token, wanted, drafter
+        self._on_token, self._wanted, self._drafter, self._processors = on_token, wanted, drafter, tuple(processors)
         self._draft: list[int] = []
         self._cut = self._length = 0  # how the sequence was left: whoever else changed it has taken this one's place
 
@@ -120,7 +136,10 @@ class Decode(BaseJob):
             self.prompt_seconds += seconds
         kept = 0
         for i, row in enumerate(logits):
-            token = self.sampler.sample(row)
+            masked = row
+            for processor in self._processors:
+                masked = processor.mask(masked)
+            token = self.sampler.sample(masked)
             if not self._accept(token, row) or i >= len(self._draft) or token != self._draft[i]:
                 break
             kept += 1
@@ -135,6 +154,8 @@ class Decode(BaseJob):
             self.finish("stop")
             return False
         self.sampler.accept(token)
+        for processor in self._processors:
+            processor.accept(token)
         if self._drafter is not None:
             self._drafter.extend([token])
         self.tokens.append(token)

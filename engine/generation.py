@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from collections.abc import Sequence as Ids
 from dataclasses import replace
 
-from mixkv.engine.decode import Decode, Placer
+from mixkv.engine.decode import Decode, Placer, Processor
 from mixkv.engine.lookup import PromptLookup
 from mixkv.engine.results import Chunk, Completion, GenerationStats, TokenLogprob
 from mixkv.engine.sampling import Sampler, SamplingParams
@@ -65,6 +66,7 @@ class Generation:
     def __init__(
         self, scheduler: Scheduler, slots: Placer, tokenizer: Tokenizer, prompt: list[int], params: SamplingParams, *,
         load_seconds: float = 0.0, prefix_reuse: str = "on", progress: Progress | None = None,
+        processors: Ids[Processor] = (),
     ) -> None:  # fmt: skip
         self.params, self.prompt = params, prompt
         self.sampler = Sampler(
@@ -77,7 +79,7 @@ class Generation:
             slots, prompt, self.sampler, ends=frozenset() if params.ignore_eos else tokenizer.eog_ids,
             limit=params.max_tokens, on_token=words.push, wanted=lambda: len(words.chunks) < LOOKAHEAD,
             prefix_reuse=prefix_reuse,
-            drafter=PromptLookup() if params.draft == "lookup" else None,
+            drafter=PromptLookup() if params.draft == "lookup" else None, processors=processors,
         )  # fmt: skip
         if params.max_tokens == 0:
             self.job.finish("length")

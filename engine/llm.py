@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from mixkv.engine.batches import BatchRun, each_prompts_params
 from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.decode import Processor
 from mixkv.engine.generation import Generation
 from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.loaded import Loaded
@@ -143,25 +144,26 @@ class LLM:
 
     def generate(
         self, prompt: Prompt, *, parse_special: bool = False, progress: Progress | None = None,
-        params: SamplingParams | None = None, **options: Any,
+        params: SamplingParams | None = None, processors: Ids[Processor] = (), **options: Any,
     ) -> Completion:  # fmt: skip
         """Continue `prompt` (text or ids) to the end and return a Completion.
 
         options are fields of SamplingParams (max_tokens, temperature, top_k, stop, seed, ...), on top of `params`.
         Ctrl-C returns what there is, with finish_reason "interrupted". progress(done, total) counts prompt tokens.
+        processors: each may ban tokens before one is drawn (`Processor` in decode.py).
         """
-        return self._generation(prompt, parse_special, progress, params, options).completion()
+        return self._generation(prompt, parse_special, progress, params, options, processors).completion()
 
     def stream(
         self, prompt: Prompt, *, parse_special: bool = False, progress: Progress | None = None,
-        params: SamplingParams | None = None, **options: Any,
+        params: SamplingParams | None = None, processors: Ids[Processor] = (), **options: Any,
     ) -> Generation:  # fmt: skip
         """Like `generate`, but an iterator of Chunks; it also has `text`, `tokens`, `finish_reason`, `stats`, `close`.
 
         As many streams at a time as `n_parallel` says: whatever else runs on this LLM ends an unfinished one that it
         finds no place beside, whose next chunk is then an InputError.
         """
-        return self._generation(prompt, parse_special, progress, params, options)
+        return self._generation(prompt, parse_special, progress, params, options, processors)
 
     def logits(self, ids: Ids[int] | NDArray[np.integer], *, progress: Progress | None = None) -> NDArray[np.float32]:
         """(n, n_vocab) float32: row i are the logits after ids[: i + 1]. Replaces what is in the cache."""
@@ -272,7 +274,7 @@ class LLM:
 
     def _generation(
         self, prompt: Prompt, parse_special: bool, progress: Progress | None, params: SamplingParams | None,
-        options: dict[str, Any], exact: bool = False,
+        options: dict[str, Any], processors: Ids[Processor] = (), exact: bool = False,
     ) -> Generation:  # fmt: skip
         SamplingParams.from_options(options)  # names and values are checked on their own first
         chosen = replace(params, **options) if params is not None else SamplingParams.from_options(options)
@@ -281,4 +283,5 @@ class LLM:
         return Generation(
             shared.scheduler, self._slots, shared.tokenizer, ids, chosen, load_seconds=shared.load_seconds,
             prefix_reuse="exact" if exact and shared.prefix_reuse == "on" else shared.prefix_reuse, progress=progress,
+            processors=processors,
         )  # fmt: skip

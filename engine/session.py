@@ -54,7 +54,8 @@ def restore_session(path: str | Path, current: Sequence, *, convert: bool = Fals
         n_ctx = current.cache.n_ctx
         if header.n > n_ctx:
             raise SessionError(
-                f"session {path} has {header.n} tokens, but the context holds {n_ctx}: load with -c {header.n} or more"
+                f"session {path} has {header.n} tokens, but the context holds {n_ctx}: "
+                f"load with {header.n} or more as n_ctx"
             )
         differences = [
             theirs.difference(own, state.group.layers)

@@ -76,7 +76,7 @@ def test_an_empty_file_starts_anew(tmp_path: Path) -> None:
     ("words", "advice"),
     [
         (("--mixed-kv-cache",), "give the cache flags that it was saved with, or --prompt-cache another file"),
-        (("-c", "4", "-n", "1"), "-c "),
+        (("-c", "4", "-n", "1"), "n_ctx (-c)"),
     ],
 )
 def test_errors_name_flags_that_exist(file: Path, words: tuple[str, ...], advice: str) -> None:

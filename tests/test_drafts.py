@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,3 +112,46 @@ def test_it_gives_up_where_it_does_not_pay_and_tries_again_later() -> None:
             lookup.extend([(len(lookup._text) % 4) + 1])
         assert sum(n > 0 for n in tried[4 * PROBE_EVERY :]) <= 16 + 1
         assert any(tried[4 * PROBE_EVERY :]), "it would never notice that the text has begun to repeat itself"
+
+
+class Alternating:
+    """Even and odd tokens in turn, and what was accepted."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    def mask(self, logits: np.ndarray) -> np.ndarray:
+        masked = np.full_like(logits, -np.inf)
+        masked[len(self.seen) % 2 :: 2] = logits[len(self.seen) % 2 :: 2]
+        return masked
+
+    def accept(self, token: int) -> None:
+        self.seen.append(token)
+
+
+@pytest.mark.parametrize("draft", [None, "lookup"])
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.0, "seed": 5}], ids=["greedy", "sampled"])
+def test_processors_decide_with_drafts_as_without(
+    path: Path, monkeypatch: pytest.MonkeyPatch, draft: str | None, options: dict[str, Any]
+) -> None:
+    """A mask that is a token ahead, or that was told of a rejected one, lets the wrong half through."""
+    eager(monkeypatch)
+    llm, rule = mixkv.load(path, n_threads=1, n_ctx=256), Alternating()
+    out = llm.generate(REPEATING, max_tokens=40, ignore_eos=True, processors=[rule], draft=draft, **options)
+    assert [token % 2 for token in out.tokens] == [0, 1] * 20 and rule.seen == out.tokens
+    assert out.tokens == llm.generate(
+        REPEATING, max_tokens=40, ignore_eos=True, processors=[Alternating()], **options
+    ).tokens  # fmt: skip
+
+
+def test_what_a_processor_raises_ends_its_own_text(path: Path) -> None:
+    class Broken(Alternating):
+        def accept(self, token: int) -> None:
+            raise ValueError("the grammar's own bug")
+
+    llm = mixkv.load(path, n_threads=1, n_ctx=256, n_parallel=2)
+    other = llm.stream([9, 8, 7], max_tokens=5, ignore_eos=True)
+    next(other)
+    with pytest.raises(ValueError, match="own bug"):
+        llm.generate([5, 6], max_tokens=5, processors=[Broken()])
+    assert len(list(other)) == 5

@@ -80,3 +80,13 @@ def test_a_measurement_of_another_model_is_not_resumed(tmp_path: Path) -> None:
     assert measure(written(tmp_path / "copy.gguf")).done.n_windows == 1
     with pytest.raises(SessionError, match="its model is"):
         measure(written(tmp_path / "m.gguf", OTHERS["eps"]))
+
+
+def test_overridden_metadata_is_another_model_where_it_says_something_else(session: Path, tmp_path: Path) -> None:
+    """RoPE's base by hand, or another special token: the rows of the session are not those that it would compute."""
+    path = written(tmp_path / "same.gguf")
+    base = loaded(path).config.attentions[0].rope.freq_base
+    for overrides in ({"{arch}.rope.freq_base": base + 1}, {"tokenizer.ggml.add_bos_token": False}):
+        with pytest.raises(SessionError, match="another model"):
+            loaded(path, overrides=overrides).load_session(session)
+    assert loaded(path, overrides={"{arch}.rope.freq_base": base}).load_session(session) == len(IDS)

@@ -53,11 +53,11 @@ def parse_variants(text: str) -> list[Variant]:
     groups: list[list[str]] = []
     for item in (part.strip() for part in text.split(",")):
         if not item:
-            raise ConfigError(f"--kv {text!r} has an empty item: write for example f16,q4_0,mixed:hot=64")
+            raise ConfigError(f"the list of caches {text!r} has an empty item: write for example f16,q4_0,mixed:hot=64")
         if "=" in item and ":" not in item:
             if not groups:
                 raise ConfigError(
-                    f"--kv {text!r} begins with the setting {item!r}: name a cache first, as in mixed:{item}"
+                    f"the list of caches {text!r} begins with the setting {item!r}: name a cache first, mixed:{item}"
                 )
             groups[-1].append(item)
         else:
@@ -70,23 +70,25 @@ def parse_variants(text: str) -> list[Variant]:
 def _variant(kind: str, settings: list[str]) -> Variant:
     name = kind + (":" + ",".join(settings) if settings else "")
     if kind != "mixed" and kind not in CACHE_TYPES:
-        raise ConfigError(f"--kv has no cache {kind!r}: use mixed, {', '.join(CACHE_TYPES)}")
+        raise ConfigError(f"there is no cache {kind!r}: use mixed, {', '.join(CACHE_TYPES)}")
     fields: dict[str, Any] = {"mixed_kv_cache": True} if kind == "mixed" else {"type_k": kind, "type_v": kind}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if key not in SETTINGS or not equals:
-            raise ConfigError(f"--kv {name}: {setting!r} is no setting; use {', '.join(f'{k}=' for k in SETTINGS)}")
+            raise ConfigError(
+                f"the cache {name}: {setting!r} is no setting; use {', '.join(f'{k}=' for k in SETTINGS)}"
+            )
         if kind != "mixed" and key in ("hot", "sink"):
-            raise ConfigError(f"--kv {name}: only the mixed cache has {key}=; write mixed:{setting}")
+            raise ConfigError(f"the cache {name}: only the mixed cache has {key}=; write mixed:{setting}")
         field, read = SETTINGS[key]
         try:
             fields[field] = read(value)
         except ConfigError as error:
-            raise ConfigError(f"--kv {name}: {key}= {error}") from None
+            raise ConfigError(f"the cache {name}: {key}= {error}") from None
     try:
         return Variant(name, KVCacheConfig(**fields))
     except ConfigError as error:
-        raise ConfigError(f"--kv {name}: {error}") from None
+        raise ConfigError(f"the cache {name}: {error}") from None
 
 
 BASE_VARIANT = Variant(BASE, KVCacheConfig(type_k=BASE, type_v=BASE))
