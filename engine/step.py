@@ -42,9 +42,9 @@ def compute(model: Model, parts: list[tuple[Job, Part]], held: Held, relieve: Ca
                 short.append((job, error))
             except Exception as error:
                 job.fail(error)
-        for job, error in short[:1] if not begun else short:
+        for job, shortage in short[:1] if not begun else short:
             if job.generates or not begun:  # a prompt waits while others work, who will give memory back
-                job.fail(error)
+                job.fail(shortage)
         if not begun:
             return
         start = time.perf_counter()

@@ -249,7 +249,10 @@ def test_memory_of_a_process_with_a_long_prompt(tmp_path: Path) -> None:
         return int(done.stdout)
 
     plain, mixed = grown({}), grown(MIXED)
-    fp16, quantized, scratch = 512 * 65536, 512 * 18432, 8 << 20
+    fp16, quantized = 512 * 65536, 512 * 18432
+    scratch = (
+        8 if default_backend().name == "native" else 11
+    ) << 20  # NumPy puts a layer's pages together to read them
     assert plain > 0.9 * fp16
     assert mixed < quantized + (16 + 32 + 64 + 32) * 65536 + scratch < plain
 
