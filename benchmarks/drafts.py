@@ -39,7 +39,8 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     options = parser.parse_args()
     rows = []
-    with mixkv.load(options.model, n_ctx=4096, n_threads=options.threads, mixed_kv_cache=True) as llm:
+    load = {"n_ctx": 4096, "n_threads": options.threads, "mixed_kv_cache": True, "prefix_reuse": "exact"}
+    with mixkv.load(options.model, **load) as llm:
         for name, task in TASKS.items():
             speeds: dict[str | None, list[float]] = {None: [], "lookup": []}
             tokens = set()

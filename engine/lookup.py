@@ -12,9 +12,11 @@ LONGEST, SHORTEST = 5, 3
 """Tokens that have to be repeated before what followed them is proposed."""
 LENGTHS = (1, 3, 7)
 """Drafts that are proposed: with the token before them they make steps of 2, 4 and 8 tokens, which kernels work in."""
-PROBE_EVERY = 48
+PROBE_EVERY = 64
 """Tokens after which a draft is tried again where they do not pay."""
 FORGET = 0.9
+LEAST_GAIN = 1.1
+"""Times the tokens a second that a draft must promise: times are noisy, and a draft that gains nothing is not free."""
 
 
 class PromptLookup:
@@ -74,7 +76,7 @@ class PromptLookup:
         if one is None:
             return 0
         share = min(1.0, self._agreed / self._asked)
-        best, most = 0, 1 / one
+        best, most = 0, LEAST_GAIN / one
         for length in LENGTHS:
             tokens = 1 + sum(share**i for i in range(1, length + 1))
             seconds = self._seconds.get(length, one * (1 + 0.02 * length))
