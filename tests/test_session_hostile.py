@@ -1,7 +1,6 @@
 """Session files from strangers: damaged anywhere, or rewritten with a right checksum over nonsense.
 
-`rebuild` is a second, independent writer of the format (session_file.py describes it), so that checksums and lengths
-can be made to fit whatever the header claims.
+`rebuild` (session_tools.py) makes checksums and lengths fit whatever the header claims.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import pytest
 from gguf_tools import tiny_llama, write_gguf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from session_tools import rebuild
 
 import mixkv
 from mixkv.kernels.errors import MixkvError, SessionError
@@ -53,16 +53,6 @@ def llm(path: Path) -> mixkv.LLM:
 def restore(llm: mixkv.LLM, file: Path, data: bytes, **options: bool) -> None:
     file.write_bytes(data)
     llm.load_session(file, **options)
-
-
-def rebuild(data: bytes, change: Callable[[dict[str, Any]], None], payload: bytes | None = None) -> bytes:
-    """The session with a changed header (and payload), its length and checksum right."""
-    n = int.from_bytes(data[8:16], "little")
-    header = json.loads(data[16 : 16 + n])
-    change(header)
-    text = json.dumps(header).encode()
-    body = data[:8] + len(text).to_bytes(8, "little") + text + (data[16 + n : -32] if payload is None else payload)
-    return body + hashlib.blake2b(body, digest_size=32).digest()
 
 
 def test_the_second_writer_agrees_with_the_first(llm: mixkv.LLM, good: bytes, path: Path, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from attention_oracle import nmse
 from fake_model import N_IDS, FakeModel, full, recurrent, sliding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from session_tools import rebuild
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.scheduler import Scheduler
@@ -81,16 +80,6 @@ def test_conversion_leaves_what_needs_none_as_it_is(model: FakeModel, tmp_path: 
     assert nmse(rows[:, kept], wanted[:, kept]) < 1e-6
     back = restore_session(tmp_path / "s", sequence_of(model, **MIXED | {"hot_window": 32}), convert=True)
     assert nmse(back.feed(IDS[120:150], all_rows=True)[:, kept], wanted[:, kept]) < 1e-6
-
-
-def rebuild(data: bytes, change: Callable[[dict[str, Any]], None], payload: bytes | None = None) -> bytes:
-    """The session with a changed header (and payload), its length and checksum right."""
-    n = int.from_bytes(data[8:16], "little")
-    header = json.loads(data[16 : 16 + n])
-    change(header)
-    text = json.dumps(header).encode()
-    body = data[:8] + len(text).to_bytes(8, "little") + text + (data[16 + n : -32] if payload is None else payload)
-    return body + hashlib.blake2b(body, digest_size=32).digest()
 
 
 @pytest.fixture(scope="module")
