@@ -258,9 +258,7 @@ class LLM:
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        raise InputError(
-            "an LLM cannot be pickled: load the model in each process (mixkv.load), its weights are shared"
-        )
+        raise InputError("an LLM cannot be pickled: load the model in each process, with mixkv.load")
 
     @contextmanager
     def _in_hand(self) -> Iterator[Sequence]:

@@ -19,7 +19,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Ids
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from mixkv.engine.jobs import TAKEN, Job, Part
@@ -116,10 +116,10 @@ class Scheduler:
                 pass
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """No step runs while the block does: for looking at sequences, whose jobs go on afterwards."""
+    def paused(self, free: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """No step runs while the block does: for looking at sequences, whose jobs go on after it. free: waited for."""
         with self._turn:
-            while self._busy:
+            while self._busy or not free():
                 self._turn.wait()
             self._busy = True
         try:
@@ -129,19 +129,9 @@ class Scheduler:
                 self._busy = False
                 self._turn.notify_all()
 
-    @contextmanager
-    def alone(self, sequence: Sequence) -> Iterator[None]:
+    def alone(self, sequence: Sequence) -> AbstractContextManager[None]:
         """`paused`, and nobody waits for a job on `sequence`: for changing it, which ends an idle one."""
-        with self._turn:
-            while self._busy or (sequence.job is not None and not _idle(sequence.job)):
-                self._turn.wait()
-            self._busy = True
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._busy = False
-                self._turn.notify_all()
+        return self.paused(lambda: sequence.job is None or _idle(sequence.job))
 
     def after_fork(self) -> None:
         """In a forked child: forget the jobs, whose threads stayed in the parent; sequences keep what was whole."""

@@ -109,8 +109,7 @@ class MixedState:
         return max(total(policy.sink_tokens, *policy.peak_tokens(s)) for s in steps)
 
     def most_drafted(self) -> int:
-        policy = self.policy
-        return policy.chunk - 1
+        return self.policy.chunk - 1
 
     def mend(self) -> bool:
         """Tokens before those begun stay as they were: but where so many were begun that they overwrote hot tokens,
