@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.kernels.formats import LayerFormat
+from mixkv.kernels.parts import F32, Activation, Norm, Rotation, Routing, Temperature
 from mixkv.kernels.reference_attention import Rows
 
-F32 = NDArray[np.float32]
 I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
 
@@ -38,25 +38,54 @@ class Weight(Protocol):
     def nbytes(self) -> int: ...
 
 
+class Experts(Protocol):
+    """Matrices (rows, cols) of n experts, packed as one."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def cols(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
 class NormQKV(Protocol):
-    """The first half of a layer up to attention: RMS norm, Q/K/V projections, biases, per-head QK norm, RoPE."""
+    """The first half of a layer up to attention: norm, projections, biases, QK norm, RoPE."""
 
-    def __call__(self, x: F32, positions: I64) -> tuple[F32, F32, F32]:
-        """x (n, dim), rows at positions (n,) -> q (n, n_heads, head_dim), k, v (n, n_kv_heads, .)."""
+    def __call__(self, x: F32, positions: I64) -> tuple[F32, F32 | None, F32 | None, F32 | None]:
+        """x (n, dim), rows at positions (n,) -> q (n, n_heads, head_dim), k, v (n, n_kv_heads, .), gate (n, n_heads *
+        head_dim_v); None for those that the layer does not have."""
 
 
-class NormFFN(Protocol):
-    """The second half of a layer, the residual included."""
+class NormLinear(Protocol):
+    """A norm and several products of the same rows."""
 
-    def __call__(self, x: F32) -> F32:
-        """x (n, dim) -> x + down(silu(gate h) * up h), h = rms_norm(x)."""
+    def __call__(self, x: F32) -> tuple[F32, ...]:
+        """x (n, dim) -> (n, rows) of each weight."""
+
+
+class Project(Protocol):
+    """From a mixer's heads back to the residual stream."""
+
+    def __call__(self, h: F32, residual: F32 | None, gate: F32 | None = None) -> F32:
+        """h (n, cols), residual (n, rows), gate (n, cols) -> residual + scale * out_norm(w (h sigmoid(gate)) + bias),
+        (n, rows); without a residual the rest alone."""
+
+
+class FeedForward(Protocol):
+    """The second half of a layer, one feed-forward for all tokens (NormFFN) or routed experts (RoutedFFN)."""
+
+    def __call__(self, x: F32, residual: F32 | None) -> F32:
+        """x, residual (n, dim) -> residual + scale * out_norm(f(norm(x))), (n, dim)."""
 
 
 class Head(Protocol):
     """From the last hidden state to logits."""
 
     def __call__(self, x: F32) -> F32:
-        """x (n, dim) -> w rms_norm(x), (n, vocabulary)."""
+        """x (n, dim) -> scale * (w norm(x) + bias), capped: (n, vocabulary)."""
 
 
 class PagePool(Protocol):
@@ -84,11 +113,11 @@ class KVStore(Protocol):
 
     def step(
         self, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: I64, cold_from: int, cold_to: int, *,
-        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
+        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0, sinks: F32 | None = None,
     ) -> F32: ...  # fmt: skip
     def attend(
         self, layer: int, q: F32, pos: int, hot_from: I64, *, scale: float, softcap: float = 0.0,
-        max_bias: float = 0.0, window: int = 0,
+        max_bias: float = 0.0, window: int = 0, sinks: F32 | None = None,
     ) -> F32: ...  # fmt: skip
     def write(self, layer: int, k: F32, v: F32, pos: int) -> None: ...
     def quantize(self, layer: int, start: int, stop: int) -> None: ...
@@ -138,28 +167,61 @@ class Backend(Protocol):
     def embed(self, w: Weight, ids: NDArray[np.int32]) -> F32:
         """Rows `ids` (n,) of a matrix, dequantized bit for bit as GGML: (n, cols)."""
 
-    def rms_norm(self, x: F32, gain: F32, eps: float) -> F32:
-        """x (n, dim) / sqrt(mean(x^2) + eps) * gain (dim,)."""
-
     def linear(self, x: F32, w: Weight, bias: F32 | None = None, residual: F32 | None = None) -> F32:
         """x w^T + bias + residual: x (n, cols), bias (rows,), residual (n, rows) -> (n, rows)."""
 
+    def pack_experts(self, raw: U8, ggml_type: int, cols: int, exact: bool = False, dense: bool = False) -> Experts:
+        """As `pack`, raw (n_experts, rows, row_bytes)."""
+
+    def norm(self, x: F32, norm: Norm, residual: F32 | None = None) -> F32:
+        """norm of rows x (n, dim), plus residual (n, dim)."""
+
     def NormQKV(
-        self, *, norm: F32, eps: float, wq: Weight, wk: Weight, wv: Weight, bq: F32 | None = None,
-        bk: F32 | None = None, bv: F32 | None = None, q_norm: F32 | None = None, k_norm: F32 | None = None,
-        inv_freq: F32, interleaved: bool, rope_scale: float = 1.0, n_heads: int, n_kv_heads: int, head_dim: int,
+        self, *, norm: Norm | None, wq: Weight, wk: Weight | None, wv: Weight | None, gate: Weight | None = None,
+        bq: F32 | None = None, bk: F32 | None = None, bv: F32 | None = None, q_norm: Norm | None = None,
+        k_norm: Norm | None = None, v_norm: Norm | None = None, norms_last: bool = False,
+        rotation: Rotation | None = None, temperature: Temperature | None = None, n_heads: int, n_kv_heads: int,
+        head_dim: int,
     ) -> NormQKV:  # fmt: skip
-        """norm (dim,); wq (n_heads * head_dim, dim), wk, wv alike with n_kv_heads; bq, bk, bv their biases; q_norm,
-        k_norm (head_dim,) gains of a per-head RMS norm before RoPE (Qwen3). V's head may be wider or narrower."""
+        """wq (n_heads * head_dim, dim), wk alike with n_kv_heads; wv may have another head size, and where it is None
+        although there is wk, v is k before norm and rotation. gate (n_heads * head_dim_v, dim). bq, bk, bv: biases.
+        Norms come before the rotation, or after it (norms_last)."""
+
+    def NormLinear(
+        self, *, norm: Norm | None, weights: Sequence[Weight], biases: Sequence[F32 | None] = ()
+    ) -> NormLinear:
+        """weights (rows, dim) each; biases (rows,), as many or none at all."""
+
+    def Project(
+        self, *, w: Weight, bias: F32 | None = None, out_norm: Norm | None = None, scale: float = 1.0
+    ) -> Project:
+        """w (rows, cols), bias and out_norm's gain (rows,)."""
 
     def NormFFN(
-        self, *, norm: F32, eps: float, gate: Weight, up: Weight, down: Weight, gate_bias: F32 | None = None,
-        up_bias: F32 | None = None, down_bias: F32 | None = None,
-    ) -> NormFFN:  # fmt: skip
-        """norm (dim,); gate, up (n_ff, dim), down (dim, n_ff); biases of gate and up (n_ff,), of down (dim,)."""
+        self, *, norm: Norm | None, gate: Weight | None, up: Weight, down: Weight, gate_bias: F32 | None = None,
+        up_bias: F32 | None = None, down_bias: F32 | None = None, activation: Activation = Activation(),
+        token_gate: F32 | None = None, out_norm: Norm | None = None, scale: float = 1.0,
+    ) -> FeedForward:  # fmt: skip
+        """f(h) = down(activation(gate h, up h)); without a gate, down(activation(up h)). gate, up (n_ff, dim), down
+        (dim, n_ff). token_gate (dim,): f(h) is multiplied by sigmoid(h . token_gate)."""
 
-    def Head(self, *, norm: F32, eps: float, w: Weight) -> Head:
-        """norm (dim,), w (vocabulary, dim)."""
+    def RoutedFFN(
+        self, *, norm: Norm | None, router: Weight, routing: Routing, gate: Experts | None, up: Experts, down: Experts,
+        gate_bias: F32 | None = None, up_bias: F32 | None = None, down_bias: F32 | None = None,
+        activation: Activation = Activation(), router_norm: Norm | None = None, router_bias: F32 | None = None,
+        selection_bias: F32 | None = None, down_scale: F32 | None = None, out_norm: Norm | None = None,
+        scale: float = 1.0,
+    ) -> FeedForward:  # fmt: skip
+        """f(h) = sum over a token's experts, in the order of their weights, of weight * down(activation(gate h, up h)).
+
+        router (n_experts, dim) reads router_norm(x), or what the experts read where that is None; its bias and the
+        selection bias (n_experts,). Biases of experts (n_experts, .), down_scale (n_experts,) on what each gives.
+        """
+
+    def Head(
+        self, *, norm: Norm | None, w: Weight, bias: F32 | None = None, scale: float = 1.0, softcap: float = 0.0
+    ) -> Head:
+        """w (vocabulary, dim), bias (vocabulary,). softcap c > 0: c tanh(logit / c), last."""
 
     def KVStore(
         self, layers: Sequence[LayerFormat], *, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_ctx: int,
@@ -176,7 +238,7 @@ class Backend(Protocol):
 
     def step_batch(
         self, layer: int, stores: Sequence[Any], q: F32, k: F32, v: F32, orders: Sequence[tuple[int, I64, int, int]], *,
-        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
+        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0, sinks: F32 | None = None,
     ) -> F32:  # fmt: skip
         """One layer's `KVStore.step` of several sequences, each with a store of its own, as one job.
 

@@ -1,0 +1,95 @@
+"""Routed experts in NumPy; see contract.Backend.RoutedFFN and parts.Routing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixkv.kernels.parts import F32, Activation, Norm, Routing
+from mixkv.kernels.reference_layers import activate, add_to, normalise, sigmoid
+from mixkv.kernels.reference_weights import Experts, linear
+
+LEAST_SUM = np.float32(6.103515625e-5)
+"""What the sum of weights is at least when they are normalised: the smallest normal float16."""
+
+
+def route(p: F32, routing: Routing, selection_bias: F32 | None) -> tuple[NDArray[np.intp], F32]:
+    """Experts (n, n_used) and weights (n, n_used) of tokens whose router products are p (n, n_experts)."""
+    r = routing
+    score = p
+    if r.gating == "softmax":
+        score = _softmax(p)
+    elif r.gating == "sigmoid":
+        score = sigmoid(p)
+    choice = score if selection_bias is None else score + selection_bias
+    if r.n_groups > 1:
+        groups = choice.reshape(len(p), r.n_groups, -1)
+        best = np.sort(groups, axis=2)[:, :, -2:].sum(axis=2, dtype=np.float32)
+        kept = _largest(best, r.n_groups_used)
+        allowed = np.zeros(best.shape, bool)
+        np.put_along_axis(allowed, kept, True, axis=1)
+        choice = np.where(allowed[:, :, None], groups, np.float32(-np.inf)).reshape(p.shape)
+    chosen = _largest(choice, r.n_used)
+    weights = np.take_along_axis(score, chosen, axis=1)
+    if r.gating == "softmax of chosen":
+        weights = _softmax(weights)
+    elif r.normalize:
+        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True, dtype=np.float32), LEAST_SUM)
+    return chosen, (weights * np.float32(r.scale)).astype(np.float32)
+
+
+def _largest(x: F32, n: int) -> NDArray[np.intp]:
+    """Places (rows, n) of the n largest of each row, largest first, the lower place first where two are equal."""
+    return np.argsort(-x, axis=1, kind="stable")[:, :n]
+
+
+def _softmax(p: F32) -> F32:
+    e = np.exp(p - p.max(axis=1, keepdims=True))
+    return (e / e.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+class RoutedFFN:
+    """See contract.Backend.RoutedFFN."""
+
+    def __init__(
+        self, *, norm: Norm | None, router: Any, routing: Routing, gate: Experts | None, up: Experts, down: Experts,
+        gate_bias: F32 | None = None, up_bias: F32 | None = None, down_bias: F32 | None = None,
+        activation: Activation = Activation(), router_norm: Norm | None = None,  # noqa: B008
+        router_bias: F32 | None = None, selection_bias: F32 | None = None, down_scale: F32 | None = None,
+        out_norm: Norm | None = None, scale: float = 1.0,
+    ) -> None:  # fmt: skip
+        self.norm, self.router, self.routing, self.gate, self.up, self.down = norm, router, routing, gate, up, down
+        self.gate_bias, self.up_bias, self.down_bias, self.activation = gate_bias, up_bias, down_bias, activation
+        self.router_norm, self.router_bias, self.selection_bias = router_norm, router_bias, selection_bias
+        self.down_scale, self.out_norm, self.scale = down_scale, out_norm, scale
+
+    def __call__(self, x: F32, residual: F32 | None) -> F32:
+        h = normalise(x, self.norm)
+        routed = h if self.router_norm is None else normalise(x, self.router_norm)
+        chosen, weights = route(linear(routed, self.router, self.router_bias), self.routing, self.selection_bias)
+        parts = np.empty((*chosen.shape, self.down.rows), np.float32)  # of each token's experts, in their order
+        for expert in np.unique(chosen):
+            tokens, slots = np.nonzero(chosen == expert)
+            weight = weights[tokens, slots][:, None]
+            if self.routing.on_input:
+                parts[tokens, slots] = self._expert(int(expert), h[tokens] * weight)
+            else:
+                parts[tokens, slots] = weight * self._expert(int(expert), h[tokens])
+        y = parts[:, 0]
+        for slot in range(1, parts.shape[1]):
+            y = y + parts[:, slot]
+        return add_to(residual, y, self.out_norm, self.scale)
+
+    def _expert(self, expert: int, h: F32) -> F32:
+        """What an expert makes of rows h (n, dim)."""
+
+        def product(rows: F32, experts: Experts, bias: F32 | None) -> F32:
+            y = rows @ experts.matrix(expert).T
+            return y if bias is None else y + bias[expert]
+
+        up = product(h, self.up, self.up_bias)
+        g, u = (up, np.float32(1)) if self.gate is None else (product(h, self.gate, self.gate_bias), up)
+        y = product(activate(self.activation, g, u), self.down, self.down_bias)
+        return y if self.down_scale is None else y * self.down_scale[expert]
