@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.kernels.formats import LayerFormat
-from mixkv.kernels.parts import F32, Activation, Norm, Rotation, Routing, Temperature
+from mixkv.kernels.parts import F32, SILU, Activation, Norm, Rotation, Routing, Temperature
 from mixkv.kernels.reference_attention import Rows
 
 I64 = NDArray[np.int64]
@@ -199,7 +199,7 @@ class Backend(Protocol):
 
     def NormFFN(
         self, *, norm: Norm | None, gate: Weight | None, up: Weight, down: Weight, gate_bias: F32 | None = None,
-        up_bias: F32 | None = None, down_bias: F32 | None = None, activation: Activation = Activation(),
+        up_bias: F32 | None = None, down_bias: F32 | None = None, activation: Activation = SILU,
         token_gate: F32 | None = None, out_norm: Norm | None = None, scale: float = 1.0,
     ) -> FeedForward:  # fmt: skip
         """f(h) = down(activation(gate h, up h)); without a gate, down(activation(up h)). gate, up (n_ff, dim), down
@@ -208,7 +208,7 @@ class Backend(Protocol):
     def RoutedFFN(
         self, *, norm: Norm | None, router: Weight, routing: Routing, gate: Experts | None, up: Experts, down: Experts,
         gate_bias: F32 | None = None, up_bias: F32 | None = None, down_bias: F32 | None = None,
-        activation: Activation = Activation(), router_norm: Norm | None = None, router_bias: F32 | None = None,
+        activation: Activation = SILU, router_norm: Norm | None = None, router_bias: F32 | None = None,
         selection_bias: F32 | None = None, down_scale: F32 | None = None, out_norm: Norm | None = None,
         scale: float = 1.0,
     ) -> FeedForward:  # fmt: skip

@@ -64,6 +64,9 @@ class Activation:
     numbers: tuple[float, ...] = ()
 
 
+SILU = Activation()
+
+
 @dataclass(frozen=True)
 class Routing:
     """Which experts a token goes to and with what weight; p are the router's products.

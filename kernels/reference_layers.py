@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.kernels.numeric import rope
-from mixkv.kernels.parts import F32, Activation, Norm, Rotation, Temperature
+from mixkv.kernels.parts import F32, SILU, Activation, Norm, Rotation, Temperature
 from mixkv.kernels.reference_weights import linear
 
 
@@ -131,7 +131,7 @@ class NormFFN:
 
     def __init__(
         self, *, norm: Norm | None, gate: Any, up: Any, down: Any, gate_bias: F32 | None = None,
-        up_bias: F32 | None = None, down_bias: F32 | None = None, activation: Activation = Activation(),  # noqa: B008
+        up_bias: F32 | None = None, down_bias: F32 | None = None, activation: Activation = SILU,
         token_gate: F32 | None = None, out_norm: Norm | None = None, scale: float = 1.0,
     ) -> None:  # fmt: skip
         self.norm, self.gate, self.up, self.down, self.activation = norm, gate, up, down, activation

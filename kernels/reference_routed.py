@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels.parts import F32, Activation, Norm, Routing
+from mixkv.kernels.parts import F32, SILU, Activation, Norm, Routing
 from mixkv.kernels.reference_layers import activate, add_to, normalise, sigmoid
 from mixkv.kernels.reference_weights import Experts, linear
 
@@ -56,7 +56,7 @@ class RoutedFFN:
     def __init__(
         self, *, norm: Norm | None, router: Any, routing: Routing, gate: Experts | None, up: Experts, down: Experts,
         gate_bias: F32 | None = None, up_bias: F32 | None = None, down_bias: F32 | None = None,
-        activation: Activation = Activation(), router_norm: Norm | None = None,  # noqa: B008
+        activation: Activation = SILU, router_norm: Norm | None = None,
         router_bias: F32 | None = None, selection_bias: F32 | None = None, down_scale: F32 | None = None,
         out_norm: Norm | None = None, scale: float = 1.0,
     ) -> None:  # fmt: skip
