@@ -60,7 +60,7 @@ def plan_memory(
         for a in model.attentions
     }
     own = backend.work_numbers(
-        n_rows=rows, n_ff=max((layer.ffn.n_ff for layer in model.layers if layer.ffn is not None), default=0),
+        n_rows=rows, n_ff=max((layer.ffn.n_inner for layer in model.layers if layer.ffn is not None), default=0),
         n_queries=max(pieces, default=0), n_heads=max((a.n_heads for a in model.attentions), default=0), n_keys=n_ctx,
     )  # fmt: skip
     width = max(_row_width(model.n_embd, layer) for layer in model.layers)
@@ -74,7 +74,7 @@ def _row_width(dim: int, layer: LayerSpec) -> int:
 
     dim: n_embd. What a recurrent mixer works with is counted as its state, which has about the size of its rows.
     """
-    mixer, n_ff, n_rot = layer.mixer, 0 if layer.ffn is None else layer.ffn.n_ff, 0
+    mixer, n_ff, n_rot = layer.mixer, 0 if layer.ffn is None else layer.ffn.n_inner, 0
     if isinstance(mixer, Attention):
         out, qkv = mixer.n_heads * mixer.head_dim_v, mixer.n_heads * mixer.head_dim_k + mixer.kv_numbers
         n_rot = 0 if mixer.rope is None else mixer.rope.n_rot

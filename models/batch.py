@@ -62,9 +62,9 @@ class Batch:
 class States(Protocol):
     """What the sequences of a batch have kept of their past, in the order of its runs."""
 
-    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None) -> F32:
+    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, sinks: F32 | None = None) -> F32:
         """Store k, v (n, n_kv_heads, .) of all tokens and return what their q (n, n_heads, head_dim_k) read:
-        (n, n_heads, head_dim_v). Each layer that attends calls it once for a batch, with None for k and v where it
+        (n, n_heads, head_dim_v). sinks (n_heads,): learned logits that stand beside the scores. Each layer that attends calls it once for a batch, with None for k and v where it
         reads those of an earlier layer (`Attention.kv_from`)."""
 
     def recurrent(self, layer: int) -> Sequence[tuple[Run, RecurrentMemory]]:

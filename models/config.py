@@ -8,15 +8,17 @@ class; registry.py finds that).
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.layers import Attention, LayerSpec
+from mixkv.models.rope import RopeConfig
 
 MAX_LAYERS = 512
 MAX_DIM = 1 << 20
@@ -24,19 +26,31 @@ MAX_DIM = 1 << 20
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Hyper-parameters of one model: what its layers have in common, and each layer. Sizes are numbers of elements."""
+    """Hyper-parameters of one model: what its layers have in common, and each layer. Sizes are numbers of elements.
+
+    norm: RMS norm or LayerNorm everywhere, with norm_eps. embedding_scale: factor on embeddings. Logits are multiplied
+    by logit_scale, then capped, c tanh(x / c) with c = logit_softcap (0: not).
+    """
 
     architecture: str
     name: str
     n_ctx_train: int
     n_embd: int
     n_vocab: int
-    rms_eps: float
+    norm_eps: float
     layers: tuple[LayerSpec, ...]
+    norm: Literal["rms", "layer"] = "rms"
+    embedding_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0
 
     @property
     def n_layers(self) -> int:
         return len(self.layers)
+
+    def for_context(self, n_ctx: int) -> ModelConfig:
+        """The model as it is in a run whose context is n_ctx: some rotate otherwise in a long one."""
+        return replace(self, layers=tuple(_layer_for_context(layer, n_ctx) for layer in self.layers))
 
     @cached_property
     def attentions(self) -> tuple[Attention, ...]:
@@ -44,25 +58,29 @@ class ModelConfig:
         return tuple(layer.mixer for layer in self.layers if isinstance(layer.mixer, Attention))
 
 
+def _layer_for_context(layer: LayerSpec, n_ctx: int) -> LayerSpec:
+    if not isinstance(layer.mixer, Attention) or layer.mixer.rope is None:
+        return layer
+    return replace(layer, mixer=replace(layer.mixer, rope=layer.mixer.rope.for_context(n_ctx)))
+
+
 class Hyper:
     """Reads and checks the hyper-parameters of an open file. GGUFError names the key that is missing, out of range or
     contradictory.
 
-    The constructor reads what every family has: architecture, name, n_ctx_train, n_layers, n_embd, n_vocab, rms_eps.
+    The constructor reads what every family has: architecture, name, n_ctx_train, n_layers, n_embd, n_vocab, norm_eps.
     """
 
-    def __init__(self, gguf: GGUFFile) -> None:
-        self.gguf = gguf
+    def __init__(self, gguf: GGUFFile, norm: Literal["rms", "layer"] = "rms") -> None:
+        self.gguf, self.norm = gguf, norm
         self.architecture = gguf.str("general.architecture")
         self.name = gguf.str("general.name", "") or gguf.path.stem
         self.n_layers = self.size("block_count", most=MAX_LAYERS)
         self.n_embd = self.size("embedding_length")
-        eps = "attention.layer_norm_rms_epsilon"
-        self.rms_eps = gguf.float(self.key(eps))
-        if not (math.isfinite(self.rms_eps) and self.rms_eps >= 0):
-            raise self.fail(
-                "attention.layer_norm_rms_epsilon", f"is {self.rms_eps}, but must be a small positive number"
-            )
+        eps = "attention.layer_norm_rms_epsilon" if norm == "rms" else "attention.layer_norm_epsilon"
+        self.norm_eps = self.number(eps)
+        if self.norm_eps < 0:
+            raise self.fail(eps, f"is {self.norm_eps}, but must be a small positive number")
         if not gguf.bool(self.key("attention.causal"), True):
             raise GGUFError(
                 f"{gguf.path}: {self.key('attention.causal')} is false: the model embeds text and cannot continue it; "
@@ -73,11 +91,20 @@ class Hyper:
         self.n_vocab = gguf.tensors["token_embd.weight"].shape[0]
         self.n_ctx_train = self.size("context_length", most=1 << 31)
 
-    def config(self, layers: tuple[LayerSpec, ...]) -> ModelConfig:
-        """The whole, with these layers."""
+    def config(self, layers: Sequence[LayerSpec], **scalars: Any) -> ModelConfig:
+        """The whole, with these layers; scalars: ModelConfig's fields that have defaults."""
         return ModelConfig(
-            self.architecture, self.name, self.n_ctx_train, self.n_embd, self.n_vocab, self.rms_eps, layers
-        )
+            self.architecture, self.name, self.n_ctx_train, self.n_embd, self.n_vocab, self.norm_eps, tuple(layers),
+            norm=self.norm, **scalars,
+        )  # fmt: skip
+
+    def has(self, key: str) -> bool:
+        """Whether the file has the key."""
+        return self.key(key) in self.gguf.metadata
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A finite number."""
+        return self.gguf.float(self.key(key), default)
 
     def key(self, key: str) -> str:
         """The key as it stands in the file."""
@@ -94,19 +121,48 @@ class Hyper:
             raise self.fail(key, f"is {value}, but must lie in {least} to {most}")
         return value
 
-    def of_every_layer(self, key: str, default: int | None = None) -> int:
-        """A size that some files give once for each layer, which is fine as long as they agree."""
+    def of_each_layer(self, key: str, default: int | None = None, *, least: int = 1) -> tuple[int, ...]:
+        """A size of each layer, which files give as one number or as one for each."""
         length = self.gguf.metadata.length(self.key(key))
         if length is None:
-            return self.size(key, default)
+            return (self.size(key, default, least=least),) * self.n_layers
         if length != self.n_layers:
             raise self.fail(key, f"has {length} numbers for {self.n_layers} layers")
-        values = sorted(set(self.gguf.array(self.key(key), np.uint32, np.int32).tolist()))
+        values = self.gguf.array(self.key(key), np.uint32, np.int32).astype(np.int64)
+        if values.min() < least or values.max() > MAX_DIM:
+            wrong = values.min() if values.min() < least else values.max()
+            raise self.fail(key, f"is {wrong} in one layer, but must lie in {least} to {MAX_DIM}")
+        return tuple(int(v) for v in values)
+
+    def of_every_layer(self, key: str, default: int | None = None) -> int:
+        """A size that some files give once for each layer, which is fine as long as they agree."""
+        values = sorted(set(self.of_each_layer(key, default)))
         if len(values) != 1:
             raise self.fail(key, f"differs from layer to layer ({values[:4]}), which is not supported")
-        if not 1 <= values[0] <= MAX_DIM:
-            raise self.fail(key, f"is {values[0]}, but must lie in 1 to {MAX_DIM}")
-        return int(values[0])
+        return values[0]
+
+    def windows(self, *, period: int | None = None, required: bool = False) -> tuple[int, ...]:
+        """The window of each layer, 0 where it sees everything: `attention.sliding_window` in local layers.
+
+        `attention.sliding_window_pattern` says which are local: one flag a layer, or a period n, of which the last of
+        every n layers is global. period: that of a file without it; None: such a file has no local layers.
+        """
+        key, pattern = "attention.sliding_window", "attention.sliding_window_pattern"
+        if not required and not self.has(key):
+            return (0,) * self.n_layers
+        window = self.size(key, None, most=1 << 31)
+        length = self.gguf.metadata.length(self.key(pattern))
+        if length is not None:
+            if length != self.n_layers:
+                raise self.fail(pattern, f"has {length} flags for {self.n_layers} layers")
+            local = self.gguf.array(self.key(pattern), np.bool_, np.uint8, np.uint32, np.int32) != 0
+            return tuple(window if flag else 0 for flag in local)
+        every = self.size(pattern, period if period is not None else 1)
+        return tuple(0 if (i + 1) % every == 0 else window for i in range(self.n_layers))
+
+    def rope(self, head_dim: int, *, interleaved: bool) -> RopeConfig:
+        """The rotation that `rope.*` says."""
+        return RopeConfig.read(self.gguf, self.architecture, head_dim, self.n_ctx_train, interleaved)
 
     def heads(self) -> tuple[int, int, int, int]:
         """(n_heads, n_kv_heads, head_dim_k, head_dim_v), where all layers have the same."""

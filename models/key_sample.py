@@ -23,7 +23,7 @@ from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.gguf_types import WEIGHT_TYPES
 from mixkv.models.layers import Attention
-from mixkv.models.llama import F32
+from mixkv.models.batch import F32
 from mixkv.models.registry import read_config
 from mixkv.models.rope import RopeConfig
 
@@ -100,7 +100,7 @@ class HeadStatistics:
         noise = rng.standard_normal((TOKENS, *side.bias.shape), np.float32)
         x = (side.bias + side.deviation * noise).astype(np.float32)
         if side.gain is not None:
-            x = rms_norm(x, side.gain, self.config.rms_eps)
+            x = rms_norm(x, side.gain, self.config.norm_eps)
         if turn is None:
             return x
         angles = turn.inv_freq(self._factors[turn.n_rot // 2]) * np.float32(max(1, self.config.n_ctx_train // TOKENS))

@@ -10,9 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from mixkv.kernels.parts import SILU, Activation, Routing, Temperature
 from mixkv.models.rope import RopeConfig
 
 Shape = tuple[int, ...]
+NormPlaces = Literal["before", "after", "both", "parallel"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,11 @@ class Attention:
     """Attention of n_heads queries in groups of n_heads / n_kv_heads. Sizes are numbers of elements.
 
     scale: factor on q.k. rope: None where nothing turns. window: a query at p reads keys j > p - window, 0: all.
-    softcap: c tanh(x / c) on scores, 0: none. sinks: a learned logit per head stands beside the keys. qk_norm: an RMS
-    norm of each head of Q and K, or of the whole row. biases: projections of which every file has one. gate: Q brings a
-    sigmoid gate for the output. kv_from: the earlier layer whose keys and values are read; this one keeps none.
+    softcap: c tanh(x / c) on scores, 0: none. sinks: a learned logit per head stands beside the keys. qk_norm: a norm
+    of each head of Q and K with one gain for all ("head") or a gain of each head's own ("each"), or of the whole row
+    ("row"); norms_last: after the rotation. v_norm: V's heads are normed too, without a gain. v_from_k: V is K before
+    norm and rotation. biases: projections of which every file has one. gate: Q brings a sigmoid gate for the output.
+    kv_from: the earlier layer whose keys and values are read; this one keeps none.
     """
 
     n_heads: int
@@ -34,7 +38,11 @@ class Attention:
     window: int = 0
     softcap: float = 0.0
     sinks: bool = False
-    qk_norm: Literal["", "head", "row"] = ""
+    qk_norm: Literal["", "head", "each", "row"] = ""
+    norms_last: bool = False
+    v_norm: bool = False
+    v_from_k: bool = False
+    temperature: Temperature | None = None
     biases: tuple[str, ...] = ()
     gate: bool = False
     kv_from: int | None = None
@@ -73,16 +81,42 @@ class Recurrent:
 
 @dataclass(frozen=True)
 class Dense:
-    """One feed-forward for every token: down(activation(gate x) * up x)."""
+    """One feed-forward for every token: down(activation(gate x, up x)), or without a gate down(activation(up x))."""
 
     n_ff: int
-    activation: Literal["silu", "gelu"] = "silu"
+    activation: Activation = SILU
+    gated: bool = True
+
+    @property
+    def n_inner(self) -> int:
+        """Inner numbers of a token."""
+        return self.n_ff
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Feed-forwards of n_ff each, of which every token goes through some; and beside them a shared one of n_shared (0:
+    none) for every token, where `shared_gate` says so times a sigmoid of its own."""
+
+    n_ff: int
+    routing: Routing
+    n_shared: int = 0
+    shared_gate: bool = False
+    activation: Activation = SILU
+    gated: bool = True
+
+    @property
+    def n_inner(self) -> int:
+        """Inner numbers of a token."""
+        return self.n_ff * self.routing.n_used + self.n_shared
 
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """norms: where they stand around mixer and feed-forward; parallel: one before both, which read the same."""
+    """norms: where they stand around mixer and feed-forward; parallel: one before both, which read the same.
+    residual_scale: factor on what mixer and feed-forward add to the residual stream."""
 
     mixer: Attention | Recurrent | None
-    ffn: Dense | None
-    norms: Literal["before", "after", "both", "parallel"] = "before"
+    ffn: Dense | Routed | None
+    norms: NormPlaces = "before"
+    residual_scale: float = 1.0

@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 
 from mixkv.kernels.contract import Backend
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.config import ModelConfig
+from mixkv.models.decoder import Decoder
 from mixkv.models.fingerprint import fingerprint
 from mixkv.models.gguf import GGUFFile
-from mixkv.models.llama import Llama
-from mixkv.models.qwen2 import Qwen2
-from mixkv.models.qwen3 import Qwen3
 from mixkv.models.weights import Weights
 
-FAMILIES: dict[str, type[Llama]] = {family.architecture: family for family in (Llama, Qwen2, Qwen3)}
+ROOMS: dict[str, tuple[str, ...]] = {
+    "llama": ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe"),
+}
+"""Modules of families/ and the architectures that each has, in the order of the table of families: a module is only
+imported for a file of one of them."""
 
 
-def family_of(gguf: GGUFFile) -> type[Llama]:
+def architectures() -> list[str]:
+    """All that are supported."""
+    return [arch for room in ROOMS.values() for arch in room]
+
+
+def family_of(gguf: GGUFFile) -> type[Decoder]:
     """The class for the file's architecture; GGUFError lists the supported ones."""
     arch = gguf.str("general.architecture")
-    if arch not in FAMILIES:
-        raise GGUFError(f"{gguf.path}: architecture {arch!r} is not supported: {', '.join(FAMILIES)} are")
-    return FAMILIES[arch]
+    for room, there in ROOMS.items():
+        if arch in there:
+            return next(family for family in _families(room) if family.architecture == arch)
+    raise GGUFError(f"{gguf.path}: architecture {arch!r} is not supported: {', '.join(architectures())} are")
+
+
+def _families(room: str) -> tuple[type[Decoder], ...]:
+    found: tuple[type[Decoder], ...] = import_module(f"mixkv.models.families.{room}").FAMILIES
+    return found
 
 
 def read_config(gguf: GGUFFile) -> ModelConfig:
@@ -31,11 +45,13 @@ def read_config(gguf: GGUFFile) -> ModelConfig:
 
 
 def load_model(
-    gguf: GGUFFile, backend: Backend, *, exact: bool = False, dense: bool = False,
+    gguf: GGUFFile, backend: Backend, *, n_ctx: int | None = None, exact: bool = False, dense: bool = False,
     progress: Callable[[int], None] | None = None,
-) -> Llama:  # fmt: skip
-    """Build the model that the file holds, to run on `backend`. exact, dense: see Weights. Raises GGUFError."""
+) -> Decoder:  # fmt: skip
+    """Build the model that the file holds, to run on `backend` with contexts of n_ctx tokens (left out: what it was
+    trained for). exact, dense: see Weights. Raises GGUFError."""
     family, config, weights = family_of(gguf), read_config(gguf), Weights(gguf, backend, exact, dense, progress)
+    config = config.for_context(n_ctx or config.n_ctx_train)
     model = family(config, weights)
     model.fingerprint = fingerprint(config, gguf.metadata, weights.digests)
     return model
@@ -43,5 +59,6 @@ def load_model(
 
 def supported_families() -> str:
     """The table of supported architectures, as Markdown; the README's copy is tested against it."""
-    rows = [f"| `{f.architecture}` | {f.models} | {f.features} |" for f in FAMILIES.values()]
+    families = [family for room in ROOMS for family in _families(room)]
+    rows = [f"| `{f.architecture}` | {f.models} | {f.features} |" for f in families]
     return "\n".join(["| architecture | models | what it brings |", "| --- | --- | --- |", *rows])

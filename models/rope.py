@@ -6,7 +6,7 @@ Everything ends in one vector of frequencies and one factor on cos and sin, so k
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ class RopeConfig:
 
     factor: how many times longer than `n_ctx_orig` the context is. beta_fast, beta_slow, ext_factor: YaRN's parameters
     (Peng et al. 2023); attn_factor multiplies cos and sin whatever the scaling. interleaved: pairs are neighbours (2i,
-    2i + 1), not halves of the dimensions that turn; files do not say it, families do.
+    2i + 1), not halves of the dimensions that turn; files do not say it, families do. log_multiplier: see `magnitude`.
+    factors: the tensor that divides the frequencies ("": none); long_factors: the one that does so in runs whose
+    context is longer than n_ctx_orig (LongRoPE, Ding et al. 2024).
     """
 
     n_rot: int
@@ -34,6 +36,9 @@ class RopeConfig:
     beta_slow: float = 1.0
     ext_factor: float = 1.0
     interleaved: bool = False
+    log_multiplier: float = 0.0
+    factors: str = ""
+    long_factors: str = ""
 
     @classmethod
     def read(cls, gguf: GGUFFile, arch: str, head_dim: int, n_ctx_train: int, interleaved: bool = False) -> RopeConfig:
@@ -58,12 +63,18 @@ class RopeConfig:
                 f"{gguf.path}: {key}.dimension_count is {n_rot}, but must be even and at most head_dim = {head_dim}"
             )
         scaling = gguf.str(f"{key}.scaling.type", "linear")  # a factor without a type is a linear one
-        if scaling not in ("none", "linear", "yarn"):
-            raise GGUFError(f"{gguf.path}: {key}.scaling.type {scaling!r} is not supported: none, linear and yarn are")
+        if scaling not in ("none", "linear", "yarn", "longrope"):
+            raise GGUFError(
+                f"{gguf.path}: {key}.scaling.type {scaling!r} is not supported: none, linear, yarn and longrope are"
+            )
+        plain, short, long = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
+        by_context = plain not in gguf.tensors and short in gguf.tensors and long in gguf.tensors
+        if scaling == "longrope" and not by_context:
+            raise GGUFError(f"{gguf.path}: {key}.scaling.type is longrope, but tensor {short!r} or {long!r} is missing")
         # Files of 2023 spelled the factor `scale_linear`; 0 says that there is none.
         factor = "scaling.factor" if f"{key}.scaling.factor" in gguf.metadata else "scale_linear"
         scale = at_least_0(factor, 1.0) or 1.0
-        if scaling == "linear" and scale == 1:
+        if scaling == "longrope" or (scaling == "linear" and scale == 1):
             scaling = "none"
         freq_base = positive("freq_base", 10000.0)
         if scaling == "yarn" and freq_base <= 1:
@@ -80,7 +91,16 @@ class RopeConfig:
             beta_slow=positive("scaling.yarn_beta_slow", 1.0),
             ext_factor=ext_factor if ext_factor >= 0 else 1.0,
             interleaved=interleaved,
+            log_multiplier=gguf.float(f"{key}.scaling.yarn_log_multiplier", 0.0),
+            factors=short if by_context else plain if plain in gguf.tensors else "",
+            long_factors=long if by_context else "",
         )
+
+    def for_context(self, n_ctx: int) -> RopeConfig:
+        """The rotation of a run whose context is n_ctx."""
+        if not self.long_factors or n_ctx <= self.n_ctx_orig:
+            return self
+        return replace(self, factors=self.long_factors, long_factors="")
 
     def inv_freq(self, freq_factors: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """(n_rot / 2,) angles per position. freq_factors (`rope_freqs.weight`, Llama 3.1) divide the frequencies."""
@@ -99,13 +119,14 @@ class RopeConfig:
 
     @property
     def magnitude(self) -> float:
-        """Factor on cos and sin: YaRN's attention temperature, attn_factor (1 + 0.1 ln factor).
+        """Factor on cos and sin: YaRN's attention temperature, attn_factor (1 + 0.1 ln factor) / (1 + 0.1 m ln factor).
 
-        The temperature belongs to contexts that are longer (factor > 1) and to frequencies that are kept (ext_factor).
+        m is `yarn_log_multiplier` of the file, DeepSeek's mscale_all_dim, 0 where there is none. The temperature belongs to contexts that are longer (factor > 1) and to frequencies that are kept (ext_factor).
         """
         if self.scaling != "yarn" or self.ext_factor == 0 or self.factor <= 1:
             return self.attn_factor
-        return self.attn_factor * (1.0 + 0.1 * math.log(self.factor))
+        log = 0.1 * math.log(self.factor)
+        return self.attn_factor * (1.0 + log) / (1.0 + self.log_multiplier * log)
 
     def _extrapolated(self) -> NDArray[np.float64]:
         """YaRN's ramp: 1 for pairs that turn often in the original context (left alone), 0 for slow ones."""

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels.contract import Backend, Weight
+from mixkv.kernels.contract import Backend, Experts, Weight
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.fingerprint import tensor_digest
 from mixkv.models.gguf import GGUFFile
+
+Rows = slice | NDArray[np.intp]
 
 
 @dataclass
@@ -46,11 +48,37 @@ class Weights:
         self.gguf.release(name)
         return packed
 
+    def parts(self, name: str, rows: Sequence[Rows], cols: int) -> list[Weight]:
+        """Matrices made of some rows each of the matrix `name`, which all together are all of its rows."""
+        n_rows = sum(r.stop - r.start if isinstance(r, slice) else len(r) for r in rows)
+        self._check(name, (n_rows, cols))
+        info, raw = self.gguf.tensors[name], self.gguf.raw(name)
+        kind = int(info.ggml_type)
+        packed = [self.backend.pack(raw[r], kind, cols, exact=self.exact, dense=self.dense) for r in rows]
+        self.digests[name] = tensor_digest(info, raw)
+        self.gguf.release(name)
+        return packed
+
+    def experts(self, name: str, n: int, rows: int, cols: int) -> Experts:
+        """The matrices (rows, cols) of n experts, tensor `name` (n, rows, cols)."""
+        self._check(name, (n, rows, cols))
+        info, raw = self.gguf.tensors[name], self.gguf.raw(name)
+        packed = self.backend.pack_experts(
+            raw.reshape(n, rows, -1), int(info.ggml_type), cols, exact=self.exact, dense=self.dense
+        )
+        self.digests[name] = tensor_digest(info, raw)
+        self.gguf.release(name)
+        return packed
+
+    def array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """The tensor `name` as float32, whatever its number of axes."""
+        self._check(name, shape)
+        self.digests[name] = tensor_digest(self.gguf.tensors[name], self.gguf.raw(name))
+        return self.gguf.array_of(name).reshape(shape)
+
     def vector(self, name: str, n: int) -> NDArray[np.float32]:
         """The vector `name` (n,) as float32."""
-        self._check(name, (n,))
-        self.digests[name] = tensor_digest(self.gguf.tensors[name], self.gguf.raw(name))
-        return self.gguf.array_of(name)
+        return self.array(name, (n,))
 
     def vector_if_there(self, name: str, n: int) -> NDArray[np.float32] | None:
         """Like `vector`, None where the file has no such tensor."""

@@ -101,11 +101,11 @@ class KVCache:
             state.begin(n)
         return self._n
 
-    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None) -> F32:
+    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, sinks: F32 | None = None) -> F32:
         """Store a layer's k, v (n, n_kv_heads, .) of the tokens begun, and return what their q reads:
-        (n, n_heads, head_dim_v). k and v are None in layers that read another one's."""
+        (n, n_heads, head_dim_v). k and v are None in layers that read another one's. sinks: see models/batch.py."""
         state, index, spec = self.place(layer)
-        return state.attend(index, q, k, v, spec)
+        return state.attend(index, q, k, v, spec, sinks)
 
     def place(self, layer: int) -> tuple[State, int, Attention]:
         """The state that holds an attending layer's keys, the layer's number there, and how it attends."""

@@ -119,7 +119,9 @@ class State(Protocol):
     def begin(self, n: int) -> None:
         """Prepare for the n tokens that there is memory for."""
 
-    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention) -> F32:
+    def attend(
+        self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention, sinks: F32 | None = None
+    ) -> F32:
         """Store k, v (n, n_kv_heads, .) of the tokens begun, and return what q reads: (n, n_heads, head_dim_v). k and v
         None: they are there already, stored by the layer whose keys this one reads."""
 

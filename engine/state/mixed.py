@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -72,17 +72,23 @@ class MixedState:
         self._steps, self._next = self._next, []
         assert len(self._steps) == 1 or not self.group.shared, "layers that others read take one piece at a time"
 
-    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention) -> F32:
+    def scores(self, spec: Attention, sinks: F32 | None) -> dict[str, Any]:
+        """How scores are made, as the store is told."""
+        return {"scale": spec.scale, "softcap": spec.softcap, "sinks": sinks}
+
+    def attend(
+        self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention, sinks: F32 | None = None
+    ) -> F32:
         steps, pos = self._steps, self.policy.n
         if k is None or v is None:
             hot_from = steps[0].hot_from
-            return self.store.attend(layer, q, pos, hot_from, scale=spec.scale, softcap=spec.softcap)
+            return self.store.attend(layer, q, pos, hot_from, **self.scores(spec, sinks))
         if len(steps) == 1:
-            return self._attend_piece(layer, steps[0], q, k, v, spec)
+            return self._attend_piece(layer, steps[0], q, k, v, self.scores(spec, sinks))
         out = np.empty((len(q), q.shape[1], self._head_dim_v), np.float32)
         for s in steps:
             at = slice(s.pos - pos, s.pos - pos + s.n)
-            out[at] = self._attend_piece(layer, s, q[at], k[at], v[at], spec)
+            out[at] = self._attend_piece(layer, s, q[at], k[at], v[at], self.scores(spec, sinks))
         return out
 
     @property
@@ -95,11 +101,9 @@ class MixedState:
         self._written[layer] = step.pos + step.n
         return step.pos, step.hot_from, step.cold_from, step.cold_to
 
-    def _attend_piece(self, layer: int, s: Step, q: F32, k: F32, v: F32, spec: Attention) -> F32:
+    def _attend_piece(self, layer: int, s: Step, q: F32, k: F32, v: F32, scores: dict[str, Any]) -> F32:
         self._written[layer] = s.pos + s.n
-        return self.store.step(
-            layer, q, k, v, s.pos, s.hot_from, s.cold_from, s.cold_to, scale=spec.scale, softcap=spec.softcap
-        )
+        return self.store.step(layer, q, k, v, s.pos, s.hot_from, s.cold_from, s.cold_to, **scores)
 
     def commit(self, keep: int | None = None) -> int:
         policy, total, steps = self.policy, self._row_bytes.total, self._steps

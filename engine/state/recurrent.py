@@ -58,7 +58,9 @@ class RecurrentState:
     def begin(self, n: int) -> None:
         self._begun = n
 
-    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention) -> F32:
+    def attend(
+        self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention, sinks: F32 | None = None
+    ) -> F32:
         raise AssertionError("a recurrent layer keeps no keys")
 
     def read(self, layer: int) -> Arrays:

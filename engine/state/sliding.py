@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -71,13 +71,17 @@ class SlidingState:
             self._hot_from = np.zeros(n, np.int64)
         self._begun = n
 
-    def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention) -> F32:
-        pos, hot_from, window = self.policy.n, self._hot_from, self.group.window
+    def scores(self, spec: Attention, sinks: F32 | None) -> dict[str, Any]:
+        """How scores are made, as the store is told."""
+        return {"scale": spec.scale, "softcap": spec.softcap, "window": self.group.window, "sinks": sinks}
+
+    def attend(
+        self, layer: int, q: F32, k: F32 | None, v: F32 | None, spec: Attention, sinks: F32 | None = None
+    ) -> F32:
+        pos, hot_from, scores = self.policy.n, self._hot_from, self.scores(spec, sinks)
         if k is None or v is None:
-            return self.store.attend(layer, q, pos, hot_from, scale=spec.scale, softcap=spec.softcap, window=window)
-        return self.store.step(
-            layer, q, k, v, pos, hot_from, 0, 0, scale=spec.scale, softcap=spec.softcap, window=window
-        )
+            return self.store.attend(layer, q, pos, hot_from, **scores)
+        return self.store.step(layer, q, k, v, pos, hot_from, 0, 0, **scores)
 
     def commit(self, keep: int | None = None) -> int:
         before, end = self.policy.held_tokens, self.n + self._begun
