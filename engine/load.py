@@ -87,7 +87,9 @@ def load(
             return tokenizer
 
         with Meanwhile(read_the_rest) as vocabulary:
-            model = load_model(gguf, backend, n_ctx=n_ctx, exact=exact, dense=dense, progress=_byte_progress(gguf, progress))
+            model = load_model(
+                gguf, backend, n_ctx=n_ctx, exact=exact, dense=dense, progress=_byte_progress(gguf, progress)
+            )
         tokenizer = vocabulary.result()
         if tokenizer.n_vocab != model_config.n_vocab:
             raise GGUFError(

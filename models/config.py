@@ -29,7 +29,8 @@ class ModelConfig:
     """Hyper-parameters of one model: what its layers have in common, and each layer. Sizes are numbers of elements.
 
     norm: RMS norm or LayerNorm everywhere, with norm_eps. embedding_scale: factor on embeddings. Logits are multiplied
-    by logit_scale, then capped, c tanh(x / c) with c = logit_softcap (0: not).
+    by logit_scale, then capped, c tanh(x / c) with c = logit_softcap (0: not). n_unused: blocks behind the layers that
+    the file has for other things, such as predicting several tokens at once.
     """
 
     architecture: str
@@ -43,6 +44,7 @@ class ModelConfig:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
+    n_unused: int = 0
 
     @property
     def n_layers(self) -> int:
@@ -76,6 +78,10 @@ class Hyper:
         self.architecture = gguf.str("general.architecture")
         self.name = gguf.str("general.name", "") or gguf.path.stem
         self.n_layers = self.size("block_count", most=MAX_LAYERS)
+        self.n_unused = self.size("nextn_predict_layers", 0, least=0)
+        if self.n_unused >= self.n_layers:
+            raise self.fail("nextn_predict_layers", f"is {self.n_unused} of {self.n_layers} blocks")
+        self.n_layers -= self.n_unused
         self.n_embd = self.size("embedding_length")
         eps = "attention.layer_norm_rms_epsilon" if norm == "rms" else "attention.layer_norm_epsilon"
         self.norm_eps = self.number(eps)
@@ -95,7 +101,7 @@ class Hyper:
         """The whole, with these layers; scalars: ModelConfig's fields that have defaults."""
         return ModelConfig(
             self.architecture, self.name, self.n_ctx_train, self.n_embd, self.n_vocab, self.norm_eps, tuple(layers),
-            norm=self.norm, **scalars,
+            norm=self.norm, n_unused=self.n_unused, **scalars,
         )  # fmt: skip
 
     def has(self, key: str) -> bool:
@@ -111,8 +117,12 @@ class Hyper:
         return f"{self.architecture}.{key}"
 
     def fail(self, key: str, problem: str) -> GGUFError:
-        """The error for a key, to be raised."""
-        return GGUFError(f"{self.gguf.path}: {self.key(key)} {problem}; the file is damaged or of another kind")
+        """The error for one of the architecture's keys, to be raised."""
+        return self.wrong(self.key(key), problem)
+
+    def wrong(self, key: str, problem: str) -> GGUFError:
+        """The error for a key as it stands in the file."""
+        return GGUFError(f"{self.gguf.path}: {key} {problem}; the file is damaged or of another kind")
 
     def size(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_DIM) -> int:
         """A whole number in least to most."""
@@ -126,9 +136,9 @@ class Hyper:
         length = self.gguf.metadata.length(self.key(key))
         if length is None:
             return (self.size(key, default, least=least),) * self.n_layers
-        if length != self.n_layers:
-            raise self.fail(key, f"has {length} numbers for {self.n_layers} layers")
-        values = self.gguf.array(self.key(key), np.uint32, np.int32).astype(np.int64)
+        if length != self.n_layers + self.n_unused:
+            raise self.fail(key, f"has {length} numbers for {self.n_layers + self.n_unused} layers")
+        values = self.gguf.array(self.key(key), np.uint32, np.int32).astype(np.int64)[: self.n_layers]
         if values.min() < least or values.max() > MAX_DIM:
             wrong = values.min() if values.min() < least else values.max()
             raise self.fail(key, f"is {wrong} in one layer, but must lie in {least} to {MAX_DIM}")
@@ -141,23 +151,24 @@ class Hyper:
             raise self.fail(key, f"differs from layer to layer ({values[:4]}), which is not supported")
         return values[0]
 
-    def windows(self, *, period: int | None = None, required: bool = False) -> tuple[int, ...]:
+    def windows(self, *, period: int, default: int = 0, required: bool = False) -> tuple[int, ...]:
         """The window of each layer, 0 where it sees everything: `attention.sliding_window` in local layers.
 
         `attention.sliding_window_pattern` says which are local: one flag a layer, or a period n, of which the last of
-        every n layers is global. period: that of a file without it; None: such a file has no local layers.
+        every n layers is global. period: that of a file without it. default: the window of a file without the key, 0
+        for none at all.
         """
         key, pattern = "attention.sliding_window", "attention.sliding_window_pattern"
-        if not required and not self.has(key):
+        if not required and not self.has(key) and not default:
             return (0,) * self.n_layers
-        window = self.size(key, None, most=1 << 31)
+        window = self.size(key, default or None, most=1 << 31)
         length = self.gguf.metadata.length(self.key(pattern))
         if length is not None:
             if length != self.n_layers:
                 raise self.fail(pattern, f"has {length} flags for {self.n_layers} layers")
             local = self.gguf.array(self.key(pattern), np.bool_, np.uint8, np.uint32, np.int32) != 0
             return tuple(window if flag else 0 for flag in local)
-        every = self.size(pattern, period if period is not None else 1)
+        every = self.size(pattern, period)
         return tuple(0 if (i + 1) % every == 0 else window for i in range(self.n_layers))
 
     def rope(self, head_dim: int, *, interleaved: bool) -> RopeConfig:

@@ -17,6 +17,7 @@ from mixkv.kernels.parts import F32, SILU, Activation, Norm, Rotation
 from mixkv.models.attention import AttentionMixer
 from mixkv.models.batch import Batch, Rows, States
 from mixkv.models.config import Hyper, ModelConfig
+from mixkv.models.experts import read_routed
 from mixkv.models.feed_forward import feed_forward
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.layer_weights import LayerWeights
@@ -55,7 +56,7 @@ class Decoder:
 
     What a family says of itself: architecture, models, features (for the table of families); how pairs rotate; which
     norm and where; QK norm; biases that every file must have (others are used where they are found); the activation;
-    renames: its own names for some tensors (see LayerWeights).
+    experts: how it routes where a file has experts (arguments of read_routed), None where it cannot have any; renames: its own names for some tensors (see LayerWeights).
     """
 
     architecture: ClassVar[str]
@@ -68,6 +69,7 @@ class Decoder:
     biases: ClassVar[tuple[str, ...]] = ()
     activation: ClassVar[Activation] = SILU
     gated: ClassVar[bool] = True
+    experts: ClassVar[Mapping[str, Any] | None] = None
     renames: ClassVar[Mapping[str, str]] = {}
     fingerprint: str
     """Of everything that changes logits or token ids (fingerprint.py); set by `load_model`."""
@@ -82,8 +84,10 @@ class Decoder:
 
     @classmethod
     def read_layers(cls, hyper: Hyper) -> tuple[LayerSpec, ...]:
-        """Every layer; here all are alike."""
-        return (LayerSpec(cls.read_attention(hyper), cls.read_ffn(hyper), cls.norms),) * hyper.n_layers
+        """Every layer."""
+        attention = cls.read_attention(hyper)
+        scale = cls.read_residual_scale(hyper)
+        return tuple(LayerSpec(attention, ffn, cls.norms, scale) for ffn in cls.read_ffns(hyper))
 
     @classmethod
     def read_attention(cls, hyper: Hyper) -> Attention:
@@ -95,11 +99,26 @@ class Decoder:
         )  # fmt: skip
 
     @classmethod
-    def read_ffn(cls, hyper: Hyper) -> Dense | Routed:
-        """The feed-forward, where all layers have the same."""
-        if hyper.gguf.uint(hyper.key("expert_count"), 0):
+    def read_ffns(cls, hyper: Hyper) -> tuple[Dense | Routed, ...]:
+        """The feed-forward of each layer: experts where the file has some, behind the first layers, which may be dense."""
+        n = hyper.n_layers
+        if not hyper.size("expert_count", 0, least=0):
+            return (cls.read_dense(hyper),) * n
+        if cls.experts is None:
             raise hyper.fail("expert_count", "is not 0, but models of this architecture have no experts")
+        routed = read_routed(hyper, activation=cls.activation, gated=cls.gated, **cls.experts)
+        n_dense = min(n, hyper.size("leading_dense_block_count", 0, least=0))
+        return (cls.read_dense(hyper),) * n_dense + (routed,) * (n - n_dense) if n_dense else (routed,) * n
+
+    @classmethod
+    def read_dense(cls, hyper: Hyper) -> Dense:
+        """The feed-forward of layers without experts."""
         return Dense(hyper.of_every_layer("feed_forward_length"), cls.activation, cls.gated)
+
+    @classmethod
+    def read_residual_scale(cls, hyper: Hyper) -> float:
+        """Factor on what mixer and feed-forward add."""
+        return 1.0
 
     @classmethod
     def read_scalars(cls, hyper: Hyper) -> dict[str, Any]:
@@ -122,6 +141,8 @@ class Decoder:
             norm=whole.norm("output_norm", dim), w=output, bias=weights.vector_if_there("output.bias", config.n_vocab),
             scale=config.logit_scale, softcap=config.logit_softcap,
         )  # fmt: skip
+        unused = tuple(f"blk.{i}." for i in range(config.n_layers, config.n_layers + config.n_unused))
+        weights.ignore(*(name for name in weights.gguf.tensors if unused and name.startswith(unused)))
         weights.ignore("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
         weights.check_all_taken()
         del self._weights
@@ -149,9 +170,7 @@ class Decoder:
         out_norm = lw.norm("post_attention_norm", dim) if after else None
         return Layer(self.build_mixer(lw, i, spec, attn_norm, out_norm), ffn, spec.norms == "parallel")
 
-    def build_mixer(
-        self, lw: LayerWeights, i: int, spec: LayerSpec, norm: Norm | None, out_norm: Norm | None
-    ) -> Mixer:
+    def build_mixer(self, lw: LayerWeights, i: int, spec: LayerSpec, norm: Norm | None, out_norm: Norm | None) -> Mixer:
         """The mixer of layer i; families with recurrent layers build those themselves."""
         assert not isinstance(spec.mixer, Recurrent), "built by its family"
         return AttentionMixer(lw, i, spec, self.rotation, norm, out_norm)

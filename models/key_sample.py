@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from mixkv.kernels import Backend
 from mixkv.kernels.ggml import BLOCK_SIZES
 from mixkv.kernels.numeric import rms_norm, rope
+from mixkv.models.batch import F32
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.gguf_types import WEIGHT_TYPES
 from mixkv.models.layers import Attention
-from mixkv.models.batch import F32
 from mixkv.models.registry import read_config
 from mixkv.models.rope import RopeConfig
 

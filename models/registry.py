@@ -14,8 +14,19 @@ from mixkv.models.gguf import GGUFFile
 from mixkv.models.weights import Weights
 
 ROOMS: dict[str, tuple[str, ...]] = {
-    "llama": ("llama", "qwen2", "qwen3", "qwen2moe", "qwen3moe"),
-}
+    "llama": (
+        "llama", "mistral3", "smollm3", "granite", "granitemoe", "seed_oss", "arcee", "apertus", "minicpm", "internlm2"
+    ),
+    "qwen": ("qwen2", "qwen3", "qwen2moe", "qwen3moe"),
+    "gemma": ("gemma2", "gemma3"),
+    "gpt_oss": ("gpt-oss",),
+    "phi": ("phi3", "phi2"),
+    "postnorm": ("olmo2", "olmoe", "exaone4", "glm4"),
+    "routed": (
+        "glm4moe", "ernie4_5", "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe", "dots1", "bailingmoe2", "minimax-m2"
+    ),
+    "layernorm": ("command-r", "cohere2", "stablelm", "starcoder2"),
+}  # fmt: skip
 """Modules of families/ and the architectures that each has, in the order of the table of families: a module is only
 imported for a file of one of them."""
 
