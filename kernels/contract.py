@@ -74,6 +74,18 @@ class Project(Protocol):
         (n, rows); without a residual the rest alone."""
 
 
+Arrays = tuple[F32, ...]
+
+
+class RecurrentPart(Protocol):
+    """What a recurrent mixer does between its projections, for one sequence."""
+
+    def __call__(self, inputs: Arrays, before: Arrays, after: Arrays) -> F32:
+        """inputs: (n, .) products of a sequence's next n tokens, in order; before: its state, convolution's inputs first,
+        which is left as it is; after: arrays of the same shapes, none of them one of `before`, that the state behind the
+        tokens is written into. -> (n, width)."""
+
+
 class FeedForward(Protocol):
     """The second half of a layer, one feed-forward for all tokens (NormFFN) or routed experts (RoutedFFN)."""
 
@@ -217,6 +229,27 @@ class Backend(Protocol):
         router (n_experts, dim) reads router_norm(x), or what the experts read where that is None; its bias and the
         selection bias (n_experts,). Biases of experts (n_experts, .), down_scale (n_experts,) on what each gives.
         """
+
+    def Mamba2(
+        self, *, conv: F32, conv_bias: F32 | None, a: F32, d: F32, dt_bias: F32, gain: F32 | None, eps: float,
+        n_heads: int, head_dim: int, n_groups: int, d_state: int,
+    ) -> RecurrentPart:  # fmt: skip
+        """Mamba-2. inputs: one array of z (inner = n_heads * head_dim), x (inner), B, C (n_groups * d_state each) and dt
+        (n_heads) side by side. Convolution over x, B, C, SiLU; step = softplus(dt + dt_bias); for head h of group g:
+        S = S exp(a step) + step x B^T; y = S C + d x; then y silu(z), RMS-normed in n_groups pieces where there is a
+        gain (inner,). conv (channels, kernel), its last column for the newest; a, d, dt_bias (n_heads,)."""
+
+    def DeltaNet(
+        self, *, conv: F32, a: F32, dt_bias: F32, gain: F32, eps: float, n_heads: int, n_k_heads: int, head_dim: int,
+        tiled: bool,
+    ) -> RecurrentPart:  # fmt: skip
+        """Gated delta net. inputs: q, k, v side by side ((2 n_k_heads + n_heads) * head_dim), z (n_heads * head_dim),
+        alpha and beta (n_heads) each. Convolution over q, k, v, SiLU; q and k to length 1 (at least eps), q over
+        sqrt(head_dim). S = S exp(a softplus(alpha + dt_bias)); S += k (sigmoid(beta) (v - S^T k))^T; y = S^T q; then
+        RMS norm of each head with gain (head_dim,), times silu(z). tiled: see layers.DeltaNet."""
+
+    def ShortConv(self, *, conv: F32) -> RecurrentPart:
+        """inputs: one array of b, c, x (dim each) side by side; y = c * convolution of b x. conv (dim, kernel)."""
 
     def Head(
         self, *, norm: Norm | None, w: Weight, bias: F32 | None = None, scale: float = 1.0, softcap: float = 0.0

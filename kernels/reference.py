@@ -16,6 +16,7 @@ from mixkv.kernels.errors import ConfigError
 from mixkv.kernels.parts import F32, Norm
 from mixkv.kernels.reference_attention import KEY_BLOCK, attend_segment
 from mixkv.kernels.reference_layers import Head, NormFFN, NormLinear, NormQKV, Project, normalise
+from mixkv.kernels.reference_recurrent import DeltaNet, Mamba2, ShortConv
 from mixkv.kernels.reference_routed import RoutedFFN
 from mixkv.kernels.reference_weights import Experts, Weight, linear
 from mixkv.kernels.store import KVStore
@@ -93,6 +94,15 @@ class ReferenceBackend:
 
     def RoutedFFN(self, **parts: Any) -> RoutedFFN:
         return RoutedFFN(**parts)
+
+    def Mamba2(self, **parts: Any) -> Mamba2:
+        return Mamba2(**parts)
+
+    def DeltaNet(self, **parts: Any) -> DeltaNet:
+        return DeltaNet(**parts)
+
+    def ShortConv(self, **parts: Any) -> ShortConv:
+        return ShortConv(**parts)
 
     def Head(self, **parts: Any) -> Head:
         return Head(**parts)

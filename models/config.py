@@ -175,10 +175,11 @@ class Hyper:
         """The rotation that `rope.*` says."""
         return RopeConfig.read(self.gguf, self.architecture, head_dim, self.n_ctx_train, interleaved)
 
-    def heads(self) -> tuple[int, int, int, int]:
-        """(n_heads, n_kv_heads, head_dim_k, head_dim_v), where all layers have the same."""
+    def heads(self, n_kv_heads: int | None = None) -> tuple[int, int, int, int]:
+        """(n_heads, n_kv_heads, head_dim_k, head_dim_v); n_kv_heads: None where all layers have as many."""
         n_heads = self.of_every_layer("attention.head_count")
-        n_kv_heads = self.of_every_layer("attention.head_count_kv", n_heads)
+        if n_kv_heads is None:
+            n_kv_heads = self.of_every_layer("attention.head_count_kv", n_heads)
         if n_heads % n_kv_heads:
             raise self.fail("attention.head_count", f"{n_heads} is not a multiple of head_count_kv {n_kv_heads}")
         if self.n_embd % n_heads and self.key("attention.key_length") not in self.gguf.metadata:

@@ -22,6 +22,7 @@ from mixkv.models.feed_forward import feed_forward
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.layer_weights import LayerWeights
 from mixkv.models.layers import Attention, Dense, LayerSpec, NormPlaces, Recurrent, Routed
+from mixkv.models.recurrent import RecurrentMixer, recurrent_mixer
 from mixkv.models.rope import RopeConfig
 from mixkv.models.weights import Weights
 
@@ -49,6 +50,16 @@ class Layer:
         if self._ffn is None or not len(h):
             return h
         return self._ffn(x if self._parallel else h, h)
+
+
+class Beside:
+    """Two mixers that read the same; what both give is added."""
+
+    def __init__(self, first: Mixer, second: RecurrentMixer) -> None:
+        self._first, self._second = first, second
+
+    def __call__(self, x: F32, batch: Batch, states: States, rows: Rows | None) -> F32:
+        return self._second.add(x, states, self._first(x, batch, states, rows), rows)
 
 
 class Decoder:
@@ -90,9 +101,10 @@ class Decoder:
         return tuple(LayerSpec(attention, ffn, cls.norms, scale) for ffn in cls.read_ffns(hyper))
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
-        """Attention as the keys that all families have describe it."""
-        n_heads, n_kv_heads, head_dim_k, head_dim_v = hyper.heads()
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
+        """Attention as the keys that all families have describe it. n_kv_heads: of layers that have a number of their
+        own; None: as the file says of all."""
+        n_heads, n_kv_heads, head_dim_k, head_dim_v = hyper.heads(n_kv_heads)
         return Attention(
             n_heads, n_kv_heads, head_dim_k, head_dim_v, scale=head_dim_k**-0.5, biases=cls.biases,
             rope=hyper.rope(head_dim_k, interleaved=cls.interleaved_rope), qk_norm=cls.qk_norm,
@@ -100,15 +112,21 @@ class Decoder:
 
     @classmethod
     def read_ffns(cls, hyper: Hyper) -> tuple[Dense | Routed, ...]:
-        """The feed-forward of each layer: experts where the file has some, behind the first layers, which may be dense."""
+        """The feed-forward of each layer: experts where the file has some, behind first layers that may be dense."""
         n = hyper.n_layers
         if not hyper.size("expert_count", 0, least=0):
             return (cls.read_dense(hyper),) * n
         if cls.experts is None:
             raise hyper.fail("expert_count", "is not 0, but models of this architecture have no experts")
-        routed = read_routed(hyper, activation=cls.activation, gated=cls.gated, **cls.experts)
+        routed = cls.read_routed(hyper)
         n_dense = min(n, hyper.size("leading_dense_block_count", 0, least=0))
         return (cls.read_dense(hyper),) * n_dense + (routed,) * (n - n_dense) if n_dense else (routed,) * n
+
+    @classmethod
+    def read_routed(cls, hyper: Hyper) -> Routed:
+        """The feed-forward of layers with experts."""
+        assert cls.experts is not None
+        return read_routed(hyper, activation=cls.activation, gated=cls.gated, **cls.experts)
 
     @classmethod
     def read_dense(cls, hyper: Hyper) -> Dense:
@@ -171,9 +189,11 @@ class Decoder:
         return Layer(self.build_mixer(lw, i, spec, attn_norm, out_norm), ffn, spec.norms == "parallel")
 
     def build_mixer(self, lw: LayerWeights, i: int, spec: LayerSpec, norm: Norm | None, out_norm: Norm | None) -> Mixer:
-        """The mixer of layer i; families with recurrent layers build those themselves."""
-        assert not isinstance(spec.mixer, Recurrent), "built by its family"
-        return AttentionMixer(lw, i, spec, self.rotation, norm, out_norm)
+        """The mixer of layer i."""
+        if isinstance(spec.mixer, Recurrent):
+            return recurrent_mixer(lw, i, spec, spec.mixer, norm)
+        attention = AttentionMixer(lw, i, spec, self.rotation, norm, out_norm)
+        return attention if spec.beside is None else Beside(attention, recurrent_mixer(lw, i, spec, spec.beside, norm))
 
     def build_ffn(self, lw: LayerWeights, spec: LayerSpec, norm: Norm | None, out_norm: Norm | None) -> FeedForward:
         """The feed-forward of a layer."""

@@ -27,8 +27,9 @@ class LayerWeights:
         return self.weights.backend
 
     def name(self, name: str, end: str = ".weight") -> str:
-        """As it stands in the file."""
-        return f"{self.prefix}{self._renames.get(name, name)}{end}"
+        """As it stands in the file; some files leave ".weight" out (Falcon-H1's ffn_norm)."""
+        bare = self.prefix + self._renames.get(name, name)
+        return bare if end == ".weight" and bare in self.weights else bare + end
 
     def __contains__(self, name: str) -> bool:
         return self.name(name) in self.weights

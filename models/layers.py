@@ -80,6 +80,56 @@ class Recurrent:
 
 
 @dataclass(frozen=True)
+class Mamba2(Recurrent):
+    """Mamba-2 (Dao and Gu 2024): n_heads of head_dim channels, which share B and C of d_state numbers by groups."""
+
+    n_heads: int
+    head_dim: int
+    n_groups: int
+    d_state: int
+
+    @classmethod
+    def of(cls, n_heads: int, head_dim: int, n_groups: int, d_state: int, kernel: int) -> Mamba2:
+        """kernel: inputs that the convolution sees."""
+        conv = kernel - 1, n_heads * head_dim + 2 * n_groups * d_state
+        return cls(conv, (n_heads, head_dim, d_state), n_heads, head_dim, n_groups, d_state)
+
+    @property
+    def n_inner(self) -> int:
+        """Channels."""
+        return self.n_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class DeltaNet(Recurrent):
+    """Gated delta net (Yang et al. 2024): n_heads values of head_dim, with keys of as many dimensions for n_k_heads.
+
+    Value head h has key head h % n_k_heads where keys are `tiled`, else h // (n_heads / n_k_heads).
+    """
+
+    n_heads: int
+    n_k_heads: int
+    head_dim: int
+    tiled: bool
+
+    @classmethod
+    def of(cls, n_heads: int, n_k_heads: int, head_dim: int, kernel: int, tiled: bool) -> DeltaNet:
+        """kernel: inputs that the convolution sees."""
+        conv = kernel - 1, (n_heads + 2 * n_k_heads) * head_dim
+        return cls(conv, (n_heads, head_dim, head_dim), n_heads, n_k_heads, head_dim, tiled)
+
+
+@dataclass(frozen=True)
+class ShortConv(Recurrent):
+    """A gated convolution over a few tokens (LFM2)."""
+
+    @classmethod
+    def of(cls, dim: int, kernel: int) -> ShortConv:
+        """kernel: inputs that the convolution sees."""
+        return cls((kernel - 1, dim), None)
+
+
+@dataclass(frozen=True)
 class Dense:
     """One feed-forward for every token: down(activation(gate x, up x)), or without a gate down(activation(up x))."""
 
@@ -114,9 +164,11 @@ class Routed:
 @dataclass(frozen=True)
 class LayerSpec:
     """norms: where they stand around mixer and feed-forward; parallel: one before both, which read the same.
-    residual_scale: factor on what mixer and feed-forward add to the residual stream."""
+    residual_scale: factor on what mixer and feed-forward add to the residual stream. beside: a second mixer, which
+    reads what attention reads."""
 
     mixer: Attention | Recurrent | None
     ffn: Dense | Routed | None
     norms: NormPlaces = "before"
     residual_scale: float = 1.0
+    beside: Recurrent | None = None

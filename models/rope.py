@@ -121,7 +121,8 @@ class RopeConfig:
     def magnitude(self) -> float:
         """Factor on cos and sin: YaRN's attention temperature, attn_factor (1 + 0.1 ln factor) / (1 + 0.1 m ln factor).
 
-        m is `yarn_log_multiplier` of the file, DeepSeek's mscale_all_dim, 0 where there is none. The temperature belongs to contexts that are longer (factor > 1) and to frequencies that are kept (ext_factor).
+        m is `yarn_log_multiplier` of the file, DeepSeek's mscale_all_dim, 0 where there is none. The temperature
+        belongs to contexts that are longer (factor > 1) and to frequencies that are kept (ext_factor).
         """
         if self.scaling != "yarn" or self.ext_factor == 0 or self.factor <= 1:
             return self.attn_factor

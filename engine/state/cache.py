@@ -51,7 +51,8 @@ class KVCache:
 
     def _find_places(self) -> list[tuple[State, int, Attention] | None]:
         """Of each layer: the state that holds its keys, its number there, and how it attends."""
-        at = {layer: (s, i) for s in self.states for i, layer in enumerate(s.group.layers)}
+        keep_keys = [s for s in self.states if not isinstance(s, RecurrentState)]
+        at = {layer: (s, i) for s in keep_keys for i, layer in enumerate(s.group.layers)}
         places: list[tuple[State, int, Attention] | None] = []
         for layer, spec in enumerate(self._model.layers):
             mixer = spec.mixer
@@ -115,8 +116,7 @@ class KVCache:
 
     def recurrent(self, layer: int) -> RecurrentLayer:
         """What a recurrent layer keeps."""
-        state = next(s for s in self.states if layer in s.group.layers)
-        assert isinstance(state, RecurrentState), "this layer keeps no such state"
+        state = next(s for s in self.states if isinstance(s, RecurrentState) and layer in s.group.layers)
         return RecurrentLayer(state, state.group.layers.index(layer))
 
     def commit(self, keep: int | None = None) -> None:

@@ -45,15 +45,15 @@ def group_layers(layers: Iterable[LayerSpec]) -> list[LayerGroup]:
     found: dict[tuple[str, tuple[int, ...] | tuple[Shape, ...], int], list[int]] = {}
     read = set()
     for i, layer in enumerate(layers):
-        mixer = layer.mixer
-        if mixer is None:
-            continue
-        if isinstance(mixer, Attention) and mixer.kv_from is not None:
-            read.add(mixer.kv_from)
-            continue
-        shape = mixer.shapes if isinstance(mixer, Recurrent) else mixer.kv_shape
-        window = mixer.window if isinstance(mixer, Attention) else 0
-        found.setdefault((kind_of(mixer), shape, window), []).append(i)
+        for mixer in (layer.mixer, layer.beside):
+            if mixer is None:
+                continue
+            if isinstance(mixer, Attention) and mixer.kv_from is not None:
+                read.add(mixer.kv_from)
+                continue
+            shape = mixer.shapes if isinstance(mixer, Recurrent) else mixer.kv_shape
+            window = mixer.window if isinstance(mixer, Attention) else 0
+            found.setdefault((kind_of(mixer), shape, window), []).append(i)
     return [
         LayerGroup(kind, tuple(at), shape, window, any(i in read for i in at))
         for (kind, shape, window), at in found.items()

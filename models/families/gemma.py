@@ -26,8 +26,8 @@ class Gemma2(Decoder):
     """Layers of the one size whose scores are scaled by n_embd / n_heads instead of the head's size."""
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
-        attention = super().read_attention(hyper)
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
+        attention = super().read_attention(hyper, n_kv_heads)
         cap = hyper.number("attn_logit_softcapping", 50.0)
         return replace(attention, softcap=cap, scale=cls.scale(hyper, attention))
 
@@ -60,8 +60,8 @@ class Gemma3(Gemma2):
     SCALED_BY_WIDTH = 62
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
-        attention = super(Gemma2, cls).read_attention(hyper)
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
+        attention = super(Gemma2, cls).read_attention(hyper, n_kv_heads)
         return replace(attention, scale=cls.scale(hyper, attention))
 
     @classmethod

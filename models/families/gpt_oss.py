@@ -22,8 +22,8 @@ class GptOss(Decoder):
     renames = {"ffn_norm": "post_attention_norm"}  # noqa: RUF012
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
-        return replace(super().read_attention(hyper), sinks=True)
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
+        return replace(super().read_attention(hyper, n_kv_heads), sinks=True)
 
     @classmethod
     def read_layers(cls, hyper: Hyper) -> tuple[LayerSpec, ...]:

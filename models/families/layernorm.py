@@ -31,8 +31,8 @@ class StableLM(Decoder):
     norm = "layer"
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
-        return with_found_head_norms(super().read_attention(hyper), hyper)
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
+        return with_found_head_norms(super().read_attention(hyper, n_kv_heads), hyper)
 
     @classmethod
     def read_layers(cls, hyper: Hyper) -> tuple[LayerSpec, ...]:
@@ -52,8 +52,8 @@ class CommandR(Decoder):
     interleaved_rope = True
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
-        return with_found_head_norms(super().read_attention(hyper), hyper)
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
+        return with_found_head_norms(super().read_attention(hyper, n_kv_heads), hyper)
 
     @classmethod
     def read_scalars(cls, hyper: Hyper) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class Mistral3(Llama):
     features = "temperature of queries by position"
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
-        attention = super().read_attention(hyper)
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
+        attention = super().read_attention(hyper, n_kv_heads)
         slope = hyper.number("attention.temperature_scale", 0.0)
         if not slope:
             return attention
@@ -139,8 +139,8 @@ class Granite(Decoder):
     experts = {"gating": "softmax", "normalize": True}  # noqa: RUF012
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
-        attention = super().read_attention(hyper)
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
+        attention = super().read_attention(hyper, n_kv_heads)
         scale = hyper.number("attention.scale", 0.0) or attention.scale
         turns = hyper.gguf.bool(hyper.key("rope.scaling.finetuned"), True)
         return replace(attention, scale=scale, rope=attention.rope if turns else None)

@@ -46,8 +46,8 @@ class HunyuanDense(Decoder):
     qk_norm = "head"
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
-        return replace(super().read_attention(hyper), norms_last=True)
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
+        return replace(super().read_attention(hyper, n_kv_heads), norms_last=True)
 
 
 class HunyuanMoe(HunyuanDense):
@@ -99,9 +99,9 @@ class Glm4Moe(Decoder):
     experts = {"gating": None, "normalize": None, "gating_default": 2}  # noqa: RUF012
 
     @classmethod
-    def read_attention(cls, hyper: Hyper) -> Attention:
+    def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
         normed = "blk.0.attn_q_norm.weight" in hyper.gguf.tensors
-        return replace(super().read_attention(hyper), qk_norm="head" if normed else "")
+        return replace(super().read_attention(hyper, n_kv_heads), qk_norm="head" if normed else "")
 
 
 FAMILIES = (Glm4Moe, Ernie45, Ernie45Moe, HunyuanDense, HunyuanMoe, Dots1, BailingMoe2, MinimaxM2)
