@@ -188,6 +188,9 @@ class Backend(Protocol):
     def norm(self, x: F32, norm: Norm, residual: F32 | None = None) -> F32:
         """norm of rows x (n, dim), plus residual (n, dim)."""
 
+    def activate(self, activation: Activation, g: F32, u: F32 | None) -> F32:
+        """What `activation` makes of g and u (n, m); u None: there is no gate, and g is up's product."""
+
     def NormQKV(
         self, *, norm: Norm | None, wq: Weight, wk: Weight | None, wv: Weight | None, gate: Weight | None = None,
         bq: F32 | None = None, bk: F32 | None = None, bv: F32 | None = None, q_norm: Norm | None = None,

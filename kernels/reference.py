@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.kernels.errors import ConfigError
-from mixkv.kernels.parts import F32, Norm
+from mixkv.kernels.parts import F32, Activation, Norm
 from mixkv.kernels.reference_attention import KEY_BLOCK, attend_segment
-from mixkv.kernels.reference_layers import Head, NormFFN, NormLinear, NormQKV, Project, normalise
+from mixkv.kernels.reference_layers import Head, NormFFN, NormLinear, NormQKV, Project, activate, normalise
 from mixkv.kernels.reference_recurrent import DeltaNet, Mamba2, ShortConv
 from mixkv.kernels.reference_routed import RoutedFFN
 from mixkv.kernels.reference_weights import Experts, Weight, linear
@@ -79,6 +79,10 @@ class ReferenceBackend:
         return linear(x, w, bias, residual)
 
     attend_segment = staticmethod(attend_segment)
+
+    def activate(self, activation: Activation, g: F32, u: F32 | None) -> F32:
+        """See contract.Backend."""
+        return activate(activation, g, np.float32(1) if u is None else u)
 
     def NormQKV(self, **parts: Any) -> NormQKV:
         return NormQKV(**parts)

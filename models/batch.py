@@ -64,8 +64,8 @@ class States(Protocol):
 
     def attend(self, layer: int, q: F32, k: F32 | None, v: F32 | None, sinks: F32 | None = None) -> F32:
         """Store k, v (n, n_kv_heads, .) of all tokens and return what their q (n, n_heads, head_dim_k) read:
-        (n, n_heads, head_dim_v). sinks (n_heads,): learned logits that stand beside the scores. Each layer that attends calls it once for a batch, with None for k and v where it
-        reads those of an earlier layer (`Attention.kv_from`)."""
+        (n, n_heads, head_dim_v). sinks (n_heads,): learned logits that stand beside the scores. Each layer that attends
+        calls it once for a batch, with None for k and v where it reads an earlier layer's (`Attention.kv_from`)."""
 
     def recurrent(self, layer: int) -> Sequence[tuple[Run, RecurrentMemory]]:
         """What a recurrent layer keeps of each run's sequence; the layer reads and writes each of them once."""

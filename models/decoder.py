@@ -67,7 +67,8 @@ class Decoder:
 
     What a family says of itself: architecture, models, features (for the table of families); how pairs rotate; which
     norm and where; QK norm; biases that every file must have (others are used where they are found); the activation;
-    experts: how it routes where a file has experts (arguments of read_routed), None where it cannot have any; renames: its own names for some tensors (see LayerWeights).
+    experts: how it routes where a file has experts (arguments of read_routed), None where it cannot have any; renames:
+    its own names for some tensors (see LayerWeights).
     """
 
     architecture: ClassVar[str]
@@ -151,8 +152,8 @@ class Decoder:
         whole = LayerWeights(weights, config, renames=self.renames)
         self.embedding = weights.matrix("token_embd.weight", config.n_vocab, dim)
         self._weights, self._rotations = weights, dict[RopeConfig, Rotation]()
+        self.prepare(whole)
         self.layers = [self.build_layer(self.layer_weights(i), i, spec) for i, spec in enumerate(config.layers)]
-        self.build_rest(whole)
         tied = "output.weight" not in weights
         output = self.embedding if tied else weights.matrix("output.weight", config.n_vocab, dim)
         self.head = self.backend.Head(
@@ -169,8 +170,8 @@ class Decoder:
         """The tensors of a layer; while the model is built."""
         return LayerWeights(self._weights, self.config, f"blk.{layer}.", self.renames)
 
-    def build_rest(self, whole: LayerWeights) -> None:
-        """For tensors of the whole model that only some families have."""
+    def prepare(self, whole: LayerWeights) -> None:
+        """For tensors of the whole model that only some families have; called before layers are built."""
 
     def build_layer(self, lw: LayerWeights, i: int, spec: LayerSpec) -> Layer:
         """Layer i."""
@@ -217,6 +218,14 @@ class Decoder:
             x *= np.float32(self.config.embedding_scale)
         return x
 
+    def beside_tokens(self, batch: Batch, x: F32) -> F32 | None:
+        """What `after_layer` needs of each token, from its embedding x; families that have such say more."""
+        return None
+
+    def after_layer(self, i: int, x: F32, beside: F32 | None, rows: Rows | None) -> F32:
+        """The residual stream (of `rows` alone) as it leaves layer i."""
+        return x
+
     def forward(self, batch: Batch, states: States) -> F32:
         """Logits (n_rows, n_vocab) of the batch's rows.
 
@@ -225,9 +234,11 @@ class Decoder:
         """
         with np.errstate(all="ignore"):
             x = self.embed(batch)
+            beside = self.beside_tokens(batch, x)
             last = len(self.layers) - 1
             for i, layer in enumerate(self.layers):
-                x = layer(x, batch, states, batch.rows if i == last else None)
+                rows = batch.rows if i == last else None
+                x = self.after_layer(i, layer(x, batch, states, rows), beside, rows)
             return self.head(x) if len(x) else np.empty((0, self.config.n_vocab), np.float32)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixkv.kernels.contract import FeedForward, Weight
+from mixkv.kernels.contract import Experts, FeedForward, Weight
 from mixkv.kernels.parts import F32, Norm
 from mixkv.models.layer_weights import LayerWeights
 from mixkv.models.layers import Dense, LayerSpec, Routed
@@ -67,10 +67,15 @@ def routed_experts(
         full = lw.name(name, ".bias")
         return lw.weights.array(full, (n, width)) if full in lw.weights else None
 
+    gate: Experts | None = None
+    if ffn.gated and "ffn_gate_up_exps" in lw:
+        gate, up = lw.expert_halves("ffn_gate_up_exps", n, n_ff, dim)
+    else:
+        gate = lw.experts("ffn_gate_exps", n, n_ff, dim) if ffn.gated else None
+        up = lw.experts("ffn_up_exps", n, n_ff, dim)
     return lw.backend.RoutedFFN(
-        norm=norm, router=lw.matrix("ffn_gate_inp", n, dim), routing=ffn.routing,
-        gate=lw.experts("ffn_gate_exps", n, n_ff, dim) if ffn.gated else None,
-        up=lw.experts("ffn_up_exps", n, n_ff, dim), down=lw.experts("ffn_down_exps", n, dim, n_ff),
+        norm=norm, router=lw.matrix("ffn_gate_inp", n, dim), routing=ffn.routing, gate=gate, up=up,
+        down=lw.experts("ffn_down_exps", n, dim, n_ff),
         gate_bias=biases("ffn_gate_exps", n_ff) if ffn.gated else None, up_bias=biases("ffn_up_exps", n_ff),
         down_bias=biases("ffn_down_exps", dim), activation=ffn.activation, router_norm=router_norm,
         router_bias=lw.bias("ffn_gate_inp", n), selection_bias=lw.bias("exp_probs_b", n), down_scale=down_scale,

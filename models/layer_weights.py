@@ -46,6 +46,10 @@ class LayerWeights:
         """See Weights.experts."""
         return self.weights.experts(self.name(name), n, rows, cols)
 
+    def expert_halves(self, name: str, n: int, rows: int, cols: int) -> list[Experts]:
+        """See Weights.expert_halves."""
+        return self.weights.expert_halves(self.name(name), n, rows, cols)
+
     def vector(self, name: str, n: int, end: str = ".weight") -> F32:
         """(n,) float32."""
         return self.weights.vector(self.name(name, end), n)

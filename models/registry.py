@@ -19,6 +19,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "qwen": ("qwen2", "qwen3", "qwen2moe", "qwen3moe"),
     "gemma": ("gemma2", "gemma3"),
+    "gemma4": ("gemma4",),
+    "gemma3n": ("gemma3n",),
     "gpt_oss": ("gpt-oss",),
     "phi": ("phi3", "phi2"),
     "postnorm": ("olmo2", "olmoe", "exaone4", "glm4"),

@@ -48,10 +48,11 @@ class Weights:
         self.gguf.release(name)
         return packed
 
-    def parts(self, name: str, rows: Sequence[Rows], cols: int) -> list[Weight]:
-        """Matrices made of some rows each of the matrix `name`, which all together are all of its rows."""
+    def parts(self, name: str, rows: Sequence[Rows], cols: int, shape: tuple[int, ...] | None = None) -> list[Weight]:
+        """Matrices made of some rows each of the matrix `name`, which all together are all of its rows. shape: the
+        tensor's, where that has more axes."""
         n_rows = sum(r.stop - r.start if isinstance(r, slice) else len(r) for r in rows)
-        self._check(name, (n_rows, cols))
+        self._check(name, shape or (n_rows, cols))
         info, raw = self.gguf.tensors[name], self.gguf.raw(name)
         kind = int(info.ggml_type)
         packed = [self.backend.pack(raw[r], kind, cols, exact=self.exact, dense=self.dense) for r in rows]
@@ -61,11 +62,22 @@ class Weights:
 
     def experts(self, name: str, n: int, rows: int, cols: int) -> Experts:
         """The matrices (rows, cols) of n experts, tensor `name` (n, rows, cols)."""
-        self._check(name, (n, rows, cols))
+        return self._experts(name, (n, rows, cols), [slice(0, rows)])[0]
+
+    def expert_halves(self, name: str, n: int, rows: int, cols: int) -> list[Experts]:
+        """Two matrices (rows, cols) of each expert, which lie one below the other in tensor `name`."""
+        return self._experts(name, (n, 2 * rows, cols), [slice(0, rows), slice(rows, 2 * rows)])
+
+    def _experts(self, name: str, shape: tuple[int, int, int], parts: Sequence[slice]) -> list[Experts]:
+        self._check(name, shape)
         info, raw = self.gguf.tensors[name], self.gguf.raw(name)
-        packed = self.backend.pack_experts(
-            raw.reshape(n, rows, -1), int(info.ggml_type), cols, exact=self.exact, dense=self.dense
-        )
+        of_experts, kind = raw.reshape(shape[0], shape[1], -1), int(info.ggml_type)
+        packed = [
+            self.backend.pack_experts(
+                np.ascontiguousarray(of_experts[:, part]), kind, shape[2], exact=self.exact, dense=self.dense
+            )
+            for part in parts
+        ]
         self.digests[name] = tensor_digest(info, raw)
         self.gguf.release(name)
         return packed

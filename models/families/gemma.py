@@ -67,9 +67,7 @@ class Gemma3(Gemma2):
     @classmethod
     def read_layers(cls, hyper: Hyper) -> tuple[LayerSpec, ...]:
         layers = with_windows(super(Gemma2, cls).read_layers(hyper), hyper.windows(period=cls.WINDOW_PERIOD, default=0))
-        base = hyper.number("rope.freq_base_swa", 10000.0)
-        if base <= 0:
-            raise hyper.fail("rope.freq_base_swa", f"is {base}, but must be a positive number")
+        base = read_local_base(hyper)
         return tuple(with_local_base(layer, base) for layer in layers)
 
     @classmethod
@@ -85,6 +83,14 @@ def with_local_base(layer: LayerSpec, base: float) -> LayerSpec:
     if not isinstance(a, Attention) or not a.window or a.rope is None:
         return layer
     return replace(layer, mixer=replace(a, rope=replace(a.rope, freq_base=base, scaling="none", factor=1.0)))
+
+
+def read_local_base(hyper: Hyper) -> float:
+    """The base of rotation in layers with a window."""
+    base = hyper.number("rope.freq_base_swa", 10000.0)
+    if base <= 0:
+        raise hyper.fail("rope.freq_base_swa", f"is {base}, but must be a positive number")
+    return base
 
 
 FAMILIES = (Gemma2, Gemma3)
