@@ -17,87 +17,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mixkv.kernels.contract_parts import (
+    I64,
+    Experts,
+    FeedForward,
+    Head,
+    NormLinear,
+    NormQKV,
+    Project,
+    RecurrentPart,
+    Weight,
+)
 from mixkv.kernels.formats import LayerFormat
 from mixkv.kernels.parts import F32, SILU, Activation, Norm, Rotation, Routing, Temperature
 from mixkv.kernels.reference_attention import Rows
 
-I64 = NDArray[np.int64]
 U8 = NDArray[np.uint8]
-
-
-class Weight(Protocol):
-    """A matrix of a model file, (rows, cols), in a backend's own layout."""
-
-    @property
-    def rows(self) -> int: ...
-    @property
-    def cols(self) -> int: ...
-    @property
-    def ggml_type(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-
-
-class Experts(Protocol):
-    """Matrices (rows, cols) of n experts, packed as one."""
-
-    @property
-    def n(self) -> int: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def cols(self) -> int: ...
-    @property
-    def nbytes(self) -> int: ...
-
-
-class NormQKV(Protocol):
-    """The first half of a layer up to attention: norm, projections, biases, QK norm, RoPE."""
-
-    def __call__(self, x: F32, positions: I64) -> tuple[F32, F32 | None, F32 | None, F32 | None]:
-        """x (n, dim), rows at positions (n,) -> q (n, n_heads, head_dim), k, v (n, n_kv_heads, .), gate (n, n_heads *
-        head_dim_v); None for those that the layer does not have."""
-
-
-class NormLinear(Protocol):
-    """A norm and several products of the same rows."""
-
-    def __call__(self, x: F32) -> tuple[F32, ...]:
-        """x (n, dim) -> (n, rows) of each weight."""
-
-
-class Project(Protocol):
-    """From a mixer's heads back to the residual stream."""
-
-    def __call__(self, h: F32, residual: F32 | None, gate: F32 | None = None) -> F32:
-        """h (n, cols), residual (n, rows), gate (n, cols) -> residual + scale * out_norm(w (h sigmoid(gate)) + bias),
-        (n, rows); without a residual the rest alone."""
-
-
-Arrays = tuple[F32, ...]
-
-
-class RecurrentPart(Protocol):
-    """What a recurrent mixer does between its projections, for one sequence."""
-
-    def __call__(self, inputs: Arrays, before: Arrays, after: Arrays) -> F32:
-        """inputs: (n, .) products of a sequence's next n tokens, in order; before: its state, convolution's inputs first,
-        which is left as it is; after: arrays of the same shapes, none of them one of `before`, that the state behind the
-        tokens is written into. -> (n, width)."""
-
-
-class FeedForward(Protocol):
-    """The second half of a layer, one feed-forward for all tokens (NormFFN) or routed experts (RoutedFFN)."""
-
-    def __call__(self, x: F32, residual: F32 | None) -> F32:
-        """x, residual (n, dim) -> residual + scale * out_norm(f(norm(x))), (n, dim)."""
-
-
-class Head(Protocol):
-    """From the last hidden state to logits."""
-
-    def __call__(self, x: F32) -> F32:
-        """x (n, dim) -> scale * (w norm(x) + bias), capped: (n, vocabulary)."""
 
 
 class PagePool(Protocol):
@@ -237,8 +172,8 @@ class Backend(Protocol):
         self, *, conv: F32, conv_bias: F32 | None, a: F32, d: F32, dt_bias: F32, gain: F32 | None, eps: float,
         n_heads: int, head_dim: int, n_groups: int, d_state: int,
     ) -> RecurrentPart:  # fmt: skip
-        """Mamba-2. inputs: one array of z (inner = n_heads * head_dim), x (inner), B, C (n_groups * d_state each) and dt
-        (n_heads) side by side. Convolution over x, B, C, SiLU; step = softplus(dt + dt_bias); for head h of group g:
+        """Mamba-2. inputs: one array of z (inner = n_heads * head_dim), x (inner), B, C (n_groups * d_state each) and
+        dt (n_heads) side by side. Convolution over x, B, C, SiLU; step = softplus(dt + dt_bias); for head h of group g:
         S = S exp(a step) + step x B^T; y = S C + d x; then y silu(z), RMS-normed in n_groups pieces where there is a
         gain (inner,). conv (channels, kernel), its last column for the newest; a, d, dt_bias (n_heads,)."""
 

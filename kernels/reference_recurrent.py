@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from mixkv.kernels.contract import Arrays
+from mixkv.kernels.contract_parts import Arrays
 from mixkv.kernels.parts import F32, Norm
 from mixkv.kernels.reference_layers import normalise, sigmoid
 
 
 def convolve(x: F32, before: F32, weight: F32, bias: F32 | None, after: F32) -> F32:
-    """Each channel of x (n, channels) with its weight (channels, kernel), causal; before, after (kernel - 1, channels)."""
+    """Channels of x (n, channels), each with its weight (channels, kernel); before, after (kernel - 1, channels)."""
     kernel = weight.shape[1]
     rows = np.concatenate([before, x])
     after[:] = rows[len(rows) - kernel + 1 :]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mixkv.kernels.contract import Weight
+from mixkv.kernels.contract_parts import Weight
 from mixkv.kernels.parts import F32, Norm, Rotation
 from mixkv.models.batch import Batch, Rows, States
 from mixkv.models.layer_weights import LayerWeights

@@ -30,8 +30,8 @@ class ModelConfig:
 
     norm: RMS norm or LayerNorm everywhere, with norm_eps. embedding_scale: factor on embeddings. Logits are multiplied
     by logit_scale, then capped, c tanh(x / c) with c = logit_softcap (0: not). n_unused: blocks behind the layers that
-    the file has for other things, such as predicting several tokens at once. n_embd_per_layer: width of what each layer is
-    told of a token beside the residual stream (0: nothing).
+    the file has for other things, such as predicting several tokens at once. n_embd_per_layer: width of what each layer
+    is told of a token beside the residual stream (0: nothing).
     """
 
     architecture: str

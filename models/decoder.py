@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
-from mixkv.kernels.contract import FeedForward
+from mixkv.kernels.contract_parts import FeedForward
 from mixkv.kernels.parts import F32, SILU, Activation, Norm, Rotation
 from mixkv.models.attention import AttentionMixer
 from mixkv.models.batch import Batch, Rows, States

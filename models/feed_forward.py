@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mixkv.kernels.contract import Experts, FeedForward, Weight
+from mixkv.kernels.contract_parts import Experts, FeedForward, Weight
 from mixkv.kernels.parts import F32, Norm
 from mixkv.models.layer_weights import LayerWeights
 from mixkv.models.layers import Dense, LayerSpec, Routed

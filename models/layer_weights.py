@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from mixkv.kernels.contract import Backend, Experts, Weight
+from mixkv.kernels.contract import Backend
+from mixkv.kernels.contract_parts import Experts, Weight
 from mixkv.kernels.parts import F32, Norm
 from mixkv.models.config import ModelConfig
 from mixkv.models.weights import Rows, Weights

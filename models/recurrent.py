@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixkv.kernels.contract import RecurrentPart, Weight
+from mixkv.kernels.contract_parts import RecurrentPart, Weight
 from mixkv.kernels.parts import F32, Norm
 from mixkv.models.batch import Batch, Rows, States
 from mixkv.models.layer_weights import LayerWeights

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels.contract import Backend, Experts, Weight
+from mixkv.kernels.contract import Backend
+from mixkv.kernels.contract_parts import Experts, Weight
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.fingerprint import tensor_digest
 from mixkv.models.gguf import GGUFFile

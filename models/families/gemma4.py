@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mixkv.kernels.contract import Backend, FeedForward
+from mixkv.kernels.contract import Backend
+from mixkv.kernels.contract_parts import FeedForward
 from mixkv.kernels.parts import F32, Activation, Norm
 from mixkv.models.batch import Batch, Rows
 from mixkv.models.config import Hyper
