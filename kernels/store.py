@@ -21,7 +21,7 @@ from mixkv.kernels.errors import OutOfMemoryError
 from mixkv.kernels.formats import TILE, LayerFormat, QuantizedRows, decode, encode
 from mixkv.kernels.numeric import hadamard
 from mixkv.kernels.reference_attention import KEY_BLOCK, attend_segment
-from mixkv.kernels.state import F32, AttentionState, alibi_slopes, empty_state, finalize
+from mixkv.kernels.state import F32, AttentionState, alibi_slopes, empty_state, finalize, sink_state
 from mixkv.kernels.store_checks import Checks, check_sizes, require
 from mixkv.kernels.store_layer import Layer
 from mixkv.kernels.store_pages import PagePool
@@ -93,15 +93,16 @@ class KVStore:
 
     def attend(
         self, layer: int, q: F32, pos: int, hot_from: NDArray[np.int64], *, scale: float, softcap: float = 0.0,
-        max_bias: float = 0.0, window: int = 0,
+        max_bias: float = 0.0, window: int = 0, sinks: F32 | None = None,
     ) -> F32:  # fmt: skip
         """Attention of queries q (n, n_heads, head_dim) at pos ... over everything stored; (n, n_heads, head_dim_v).
 
         Query i reads j < S and hot_from[i] <= j <= pos + i in the hot form, S <= j < hot_from[i] in the cold form, and
-        with window > 0 only j > pos + i - window. max_bias adds ALiBi's slope * (j - position).
+        with window > 0 only j > pos + i - window. max_bias adds ALiBi's slope * (j - position). sinks
+        (n_heads,): a learned logit of each head, whose weight goes to no value.
         """
         at = self._layers[self._check.layer(layer, "attend")]
-        self._check.queries(q, pos, hot_from, window, "attend")
+        self._check.queries(q, pos, hot_from, window, sinks, "attend")
         key, value = at.sides
         n, n_heads, _ = q.shape
         if n == 0:
@@ -116,7 +117,7 @@ class KVStore:
         at.need_hot(max(first, hot_start), stop, "attend")
         position = np.arange(pos, stop)[:, None]
         slopes = alibi_slopes(n_heads, max_bias)
-        state = empty_state(n, n_heads, value.head_dim)
+        state = empty_state(n, n_heads, value.head_dim) if sinks is None else sink_state(sinks, n, value.head_dim)
         for start, end, cold in self._segments(first, hot_start, cold_stop, stop):
             j = np.arange(start, end)[None, :]
             hidden = j > position
@@ -153,23 +154,25 @@ class KVStore:
 
     def step(
         self, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: I64, cold_from: int, cold_to: int, *,
-        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
+        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0, sinks: F32 | None = None,
     ) -> F32:  # fmt: skip
         """write, quantize [cold_from, cold_to), attend: a layer's whole dealing with its cache in one call."""
-        self.check_step("step", layer, q, k, v, pos, hot_from, cold_from, cold_to, window=window)
+        self.check_step("step", layer, q, k, v, pos, hot_from, cold_from, cold_to, window=window, sinks=sinks)
         self.reserve_step(layer, pos, len(k), cold_from, cold_to)
         self.write(layer, k, v, pos)
         self.quantize(layer, cold_from, cold_to)
-        return self.attend(layer, q, pos, hot_from, scale=scale, softcap=softcap, max_bias=max_bias, window=window)
+        return self.attend(
+            layer, q, pos, hot_from, scale=scale, softcap=softcap, max_bias=max_bias, window=window, sinks=sinks
+        )
 
     def check_step(
         self, what: str, layer: int, q: F32, k: F32, v: F32, pos: int, hot_from: I64, cold_from: int, cold_to: int, *,
-        window: int,
+        window: int, sinks: F32 | None,
     ) -> None:  # fmt: skip
         """InputError for arguments of `step` that cannot be, whatever is stored."""
         self._check.layer(layer, what)
         self._checked_kv(k, v, pos, what)
-        self._check.queries(q, pos, hot_from, window, what)
+        self._check.queries(q, pos, hot_from, window, sinks, what)
         self._check.tiles(cold_from, cold_to, what)
         require(len(q) == len(k), what, "q and k differ in length")
 

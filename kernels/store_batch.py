@@ -17,7 +17,7 @@ I64 = NDArray[np.int64]
 
 def step_batch(
     layer: int, stores: Sequence[KVStore], q: F32, k: F32, v: F32, orders: Sequence[tuple[int, I64, int, int]], *,
-    scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
+    scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0, sinks: F32 | None = None,
 ) -> F32:  # fmt: skip
     """See contract.Backend."""
     what = "step_batch"
@@ -36,12 +36,13 @@ def step_batch(
     require(ends[-1] >= len(q), what, "the orders have fewer queries than q has")
     parts = [slice(a, b) for a, b in pairwise(ends)]
     for store, order, at in zip(stores, orders, parts, strict=True):
-        store.check_step(what, layer, q[at], k[at], v[at], *order, window=window)
+        store.check_step(what, layer, q[at], k[at], v[at], *order, window=window, sinks=sinks)
     for store, (pos, hot_from, cold_from, cold_to) in zip(stores, orders, strict=True):
         store.reserve_step(layer, pos, len(hot_from), cold_from, cold_to)
     out = np.empty((len(q), q.shape[1], v.shape[2]), np.float32)
     for store, order, at in zip(stores, orders, parts, strict=True):
         out[at] = store.step(
-            layer, q[at], k[at], v[at], *order, scale=scale, softcap=softcap, max_bias=max_bias, window=window
-        )
+            layer, q[at], k[at], v[at], *order, scale=scale, softcap=softcap, max_bias=max_bias, window=window,
+            sinks=sinks,
+        )  # fmt: skip
     return out

@@ -67,13 +67,16 @@ class Checks:
             require(a.shape == (n, self.heads, width), what, f"rows {a.shape} do not fit: ({n}, {self.heads}, {width})")
         return n
 
-    def queries(self, q: Any, pos: int, hot_from: Any, window: int, what: str) -> None:
+    def queries(self, q: Any, pos: int, hot_from: Any, window: int, sinks: Any, what: str) -> None:
         array(q, 3, np.float32, what, "q")
         array(hot_from, 1, np.int64, what, "hot_from")
         n, n_heads, width = q.shape
         fits = n_heads > 0 and n_heads % self.heads == 0 and width == self.head_dims[0] and len(hot_from) == n
         require(fits, what, f"q {q.shape} with {len(hot_from)} hot_from has a wrong shape")
         require(index(window) >= 0, what, f"window {window} is negative")
+        if sinks is not None:
+            array(sinks, 1, np.float32, what, "sinks")
+            require(len(sinks) == n_heads, what, f"{len(sinks)} sinks for {n_heads} query heads")
         self.span(pos, n, what)
         started = (hot_from <= self.sinks) | (hot_from > pos + np.arange(n)) | ((hot_from - self.sinks) % TILE == 0)
         require(bool(started.all()), what, f"hot_from {hot_from[~started][:1]} is not the start of a tile")

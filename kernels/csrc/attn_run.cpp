@@ -14,7 +14,7 @@ namespace {
 
 constexpr int rows_per_block = 64;                // query rows that share the unpacking of a tile
 constexpr int64_t max_partial_bytes = 64 << 20;   // beyond this, decoding does not split over chunks
-constexpr float neg_inf = -std::numeric_limits<float>::infinity();
+constexpr float neg_inf = -std::numeric_limits<float>::infinity(), most = std::numeric_limits<float>::max();
 
 struct QueryRange {  // queries [first, stop) with one KV head
     int64_t first, stop;
@@ -311,14 +311,22 @@ void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyR
     ops_.leave();
 }
 
-// The state that the caller brought, or an empty one.
+// The state that the caller brought, or that of the heads' learned sinks, or an empty one: once for each row, whatever its
+// work is cut into.
 void Attention::load_state(const QueryRange& r, const StateRows& s) const {
     clear(s, rows(r));
-    if (p_.out) return;
+    if (p_.out && !p_.sink_logits) return;
     int row = 0;
     for (int64_t i = r.first; i < r.stop; ++i)
         for (int g = 0; g < group(); ++g, ++row) {
-            const size_t at = size_t(i) * size_t(p_.n_heads) + size_t(r.kv_head * group() + g);
+            const int head = r.kv_head * group() + g;
+            if (p_.out) {
+                const float logit = p_.sink_logits[head], m = logit * log2_e;
+                s.m[row] = std::isinf(m) && std::isfinite(logit) ? std::copysign(most, m) : m;
+                s.s[row * 16] = logit != logit ? logit : 1.0f;  // NaN stays, even before keys that count for nothing
+                continue;
+            }
+            const size_t at = size_t(i) * size_t(p_.n_heads) + size_t(head);
             s.m[row] = p_.m[at] * log2_e;
             s.s[row * 16] = p_.s[at];
             std::copy_n(p_.acc + at * size_t(p_.head_dim_v), p_.head_dim_v, s.acc + size_t(row) * size_t(s.pitch));

@@ -37,6 +37,7 @@ struct AttnProblem {
 
     float softcap = 0.0f;
     const float* slopes = nullptr;  // [n_heads]
+    const float* sink_logits = nullptr;  // [n_heads]: what the state starts from, where results are finalized
     const float* mask = nullptr;    // [n_queries][mask_pitch], added (times slope)
     int64_t mask_pitch = 0;
 

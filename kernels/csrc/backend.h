@@ -27,7 +27,7 @@ public:
     Pool pool;
 
     ActivationMemory activations, hidden;
-    Scratch of_threads;
+    Scratch of_threads, by_token;
     CosineTables cosines;
     AttentionMemory attention;
 };

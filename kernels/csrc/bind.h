@@ -55,6 +55,7 @@ void on_turn(Backend& on, F&& f) {
 }
 
 void bind_linear(nb::module_& m, nb::class_<PyBackend>& backend);
+void bind_layers(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend);
 
 }  // namespace mixkv

@@ -53,6 +53,14 @@ void check_kv(const KVStore& s, const Heads& k, const Heads& v, int64_t pos, con
     check_span(s, pos, n, what);
 }
 
+SinkLogits sink_logits(nb::handle a, const Heads& q, const char* what) {
+    if (a.is_none()) return {};
+    const SinkLogits logits = numbers<float, 1>(a, what, "sinks");
+    require(logits.shape[0] == q.shape[1], what,
+            std::to_string(logits.shape[0]) + " sinks for " + std::to_string(q.shape[1]) + " query heads");
+    return logits;
+}
+
 void check_queries(const KVStore& s, const Heads& q, int64_t pos, const HotFrom& hot_from, int64_t window,
                    const char* what) {
     const int64_t n = q.shape[0], sinks = s.sink_tokens();

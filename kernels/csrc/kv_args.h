@@ -42,11 +42,13 @@ Numbers<T, dims> numbers(nb::handle a, const char* what, const char* name) {
 }
 using Heads = Numbers<float, 3>;  // (n, heads, head_dim)
 using HotFrom = Numbers<int64_t, 1>;
+using SinkLogits = Numbers<float, 1>;  // (n_heads,); without data where there are none
 
 int check_layer(const KVStore& s, int64_t layer, const char* what);
 void check_span(const KVStore& s, int64_t start, int64_t n, const char* what);  // positions start .. start + n
 void check_tiles(const KVStore& s, int64_t start, int64_t stop, const char* what);
 void check_kv(const KVStore& s, const Heads& k, const Heads& v, int64_t pos, const char* what);
+SinkLogits sink_logits(nb::handle a, const Heads& q, const char* what);
 void check_queries(const KVStore& s, const Heads& q, int64_t pos, const HotFrom& hot_from, int64_t window,
                    const char* what);
 

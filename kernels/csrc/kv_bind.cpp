@@ -54,16 +54,17 @@ std::unique_ptr<KVStore> make_store(PyBackend& on, nb::sequence layers, Whole n_
 }
 
 nb::object attend(KVStore& s, Whole at, nb::handle q_, Whole pos, nb::handle hot_from_, float scale, float softcap,
-                  float max_bias, Whole window) {
+                  float max_bias, Whole window, nb::handle sinks_) {
     const int layer = check_layer(s, at, "attend");
     const Heads q = numbers<float, 3>(q_, "attend", "q");
     const HotFrom hot_from = numbers<int64_t, 1>(hot_from_, "attend", "hot_from");
     check_queries(s, q, pos, hot_from, window, "attend");
+    const SinkLogits sinks = sink_logits(sinks_, q, "attend");
     StepOrder order{&s, pos, q.shape[0]};
     order.q = q.data, order.hot_from = hot_from.data;
     nb::object result = new_array(order.out, {size_t(q.shape[0]), size_t(q.shape[1]), size_t(s.head_dim(side_v))});
     on_turn(s.backend(), [&] {
-        KVStore::attend(s.backend(), layer, {order}, int(q.shape[1]), {scale, softcap, max_bias, window});
+        KVStore::attend(s.backend(), layer, {order}, int(q.shape[1]), {scale, softcap, max_bias, window, sinks.data});
     });
     return result;
 }
@@ -78,15 +79,16 @@ StepOrder checked_order(KVStore& s, const Heads& q, const Heads& k, const Heads&
 }
 
 nb::object step(KVStore& s, Whole at, nb::handle q_, nb::handle k_, nb::handle v_, Whole pos, nb::handle hot_from_,
-                Whole cold_from, Whole cold_to, float scale, float softcap, float max_bias, Whole window) {
+                Whole cold_from, Whole cold_to, float scale, float softcap, float max_bias, Whole window, nb::handle sinks_) {
     const int layer = check_layer(s, at, "step");
     const Heads k = numbers<float, 3>(k_, "step", "k"), v = numbers<float, 3>(v_, "step", "v");
     const Heads q = numbers<float, 3>(q_, "step", "q");
     const HotFrom hot_from = numbers<int64_t, 1>(hot_from_, "step", "hot_from");
     StepOrder order = checked_order(s, q, k, v, pos, hot_from, cold_from, cold_to, window, "step");
+    const SinkLogits sinks = sink_logits(sinks_, q, "step");
     nb::object result = new_array(order.out, {size_t(q.shape[0]), size_t(q.shape[1]), size_t(s.head_dim(side_v))});
     on_turn(s.backend(), [&] {
-        KVStore::step(s.backend(), layer, {order}, int(q.shape[1]), {scale, softcap, max_bias, window});
+        KVStore::step(s.backend(), layer, {order}, int(q.shape[1]), {scale, softcap, max_bias, window, sinks.data});
     });
     return result;
 }
@@ -103,11 +105,13 @@ Heads rows_of(const Heads& a, int64_t start, int64_t n) {
 }
 
 nb::object step_batch(PyBackend& on, Whole at, nb::sequence stores, nb::handle q_, nb::handle k_, nb::handle v_,
-                      nb::sequence orders_, float scale, float softcap, float max_bias, Whole window) {
+                      nb::sequence orders_, float scale, float softcap, float max_bias, Whole window,
+                      nb::handle sinks_) {
     const char* const what = "step_batch";
     const Heads q = numbers<float, 3>(q_, what, "q"), k = numbers<float, 3>(k_, what, "k");
     const Heads v = numbers<float, 3>(v_, what, "v");
     require(q.shape[0] == k.shape[0] && k.shape[0] == v.shape[0], what, "q, k and v differ in length");
+    const SinkLogits sinks = sink_logits(sinks_, q, what);
     StepOrders orders;
     std::vector<HotFrom> keep;
     int64_t start = 0, width = v.shape[2];
@@ -136,7 +140,7 @@ nb::object step_batch(PyBackend& on, Whole at, nb::sequence stores, nb::handle q
     nb::object result = new_array(out, {size_t(q.shape[0]), size_t(q.shape[1]), size_t(width)});
     for (StepOrder& o : orders) o.out = out, out += o.n * q.shape[1] * width;
     on_turn(*on, [&] {
-        KVStore::step(*on, int(at), orders, int(q.shape[1]), {scale, softcap, max_bias, window});
+        KVStore::step(*on, int(at), orders, int(q.shape[1]), {scale, softcap, max_bias, window, sinks.data});
     });
     return result;
 }
@@ -275,9 +279,11 @@ void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend) {
         .def_prop_ro("peak_nbytes", [](const PyPagePool& p) { return p.shared->peak_nbytes(); });
     nb::class_<KVStore>(m, "KVStore", "Keys and values of all layers: sinks, a ring of recent tiles, cold tiles.")
         .def("step", &step, "layer"_a, "q"_a.none(), "k"_a.none(), "v"_a.none(), "pos"_a, "hot_from"_a.none(),
-             "cold_from"_a, "cold_to"_a, nb::kw_only(), "scale"_a, "softcap"_a = 0.0f, "max_bias"_a = 0.0f, "window"_a = 0)
+             "cold_from"_a, "cold_to"_a, nb::kw_only(), "scale"_a, "softcap"_a = 0.0f, "max_bias"_a = 0.0f, "window"_a = 0,
+             "sinks"_a = nb::none())
         .def("attend", &attend, "layer"_a, "q"_a.none(), "pos"_a, "hot_from"_a.none(), nb::kw_only(),
-             "scale"_a, "softcap"_a = 0.0f, "max_bias"_a = 0.0f, "window"_a = 0)
+             "scale"_a, "softcap"_a = 0.0f, "max_bias"_a = 0.0f, "window"_a = 0,
+             "sinks"_a = nb::none())
         .def("write", &write, "layer"_a, "k"_a.none(), "v"_a.none(), "pos"_a)
         .def("quantize", &quantize, "layer"_a, "start"_a, "stop"_a)
         .def("rehydrate", &rehydrate, "layer"_a, "start"_a, "stop"_a)
@@ -298,7 +304,8 @@ void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend) {
              "sink_tokens"_a, "hot_tiles"_a, "pool"_a.none() = nb::none())
         .def("page_pool", &page_pool, "budget"_a.none() = nb::none())
         .def("step_batch", &step_batch, "layer"_a, "stores"_a, "q"_a.none(), "k"_a.none(), "v"_a.none(), "orders"_a,
-             nb::kw_only(), "scale"_a, "softcap"_a = 0.0f, "max_bias"_a = 0.0f, "window"_a = 0)
+             nb::kw_only(), "scale"_a, "softcap"_a = 0.0f, "max_bias"_a = 0.0f, "window"_a = 0,
+             "sinks"_a = nb::none())
         .def("attend_segment_rows", &segment, "q"_a.noconvert(), "k"_a.noconvert(), "type_k"_a, "v"_a.noconvert(),
              "type_v"_a, "head_dim_v"_a, "mask"_a.noconvert().none(), "m"_a.noconvert(), "s"_a.noconvert(),
              "acc"_a.noconvert(), "scale"_a, "slopes"_a.noconvert().none(), "softcap"_a)

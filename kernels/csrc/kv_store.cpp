@@ -340,6 +340,7 @@ void KVStore::attend(Backend& on, int layer, const StepOrders& orders, int n_hea
         p.sink_tokens = s.sinks_, p.hot_from = o.hot_from, p.pos = o.pos, p.causal = true, p.n_keys = stop;
         p.window = args.window, p.softcap = args.softcap;
         p.slopes = slopes.empty() ? nullptr : slopes.data();
+        p.sink_logits = args.sink_logits;
         p.out = o.out;
     }
     run_attention(on, problems);

@@ -44,6 +44,7 @@ struct Spans {
 struct AttendArgs {
     float scale, softcap, max_bias;
     int64_t window;
+    const float* sink_logits;  // [n_heads] or null
 };
 
 // What one sequence's step does in a layer. q: n x n_heads x head_dim_k floats at pos ..., k, v: n x n_kv_heads x head_dim;

@@ -7,16 +7,27 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
-#include <utility>
 
 namespace mixkv {
 namespace {
 
 constexpr size_t weight_task_bytes = 64 << 10, activation_chunk_bytes = 1 << 20;
 
-int ceil_div(int a, int b) { return (a + b - 1) / b; }
+// What comes after a task's product.
+void finish_product(const Ops& ops, const Product& p, int g0, int g1, int t0, int t1) {
+    const After& after = p.after;
+    const bool scaled = after.by_token || after.scale != 1.0f || after.residual, capped = after.cap > 0.0f;
+    const int r0 = g0 * group_rows, rows = std::min(p.w->rows(), g1 * group_rows) - r0;
+    if ((!scaled && !capped) || rows <= 0) return;  // no rows: groups that pad a panel
+    for (int t = t0; t < t1; ++t) {
+        float* y = p.out.y + t * p.out.ldy + (r0 - p.out.row0);
+        const float* residual = after.residual ? after.residual + int64_t(t) * p.w->rows() + r0 : nullptr;
+        if (scaled) ops.scale(y, after.by_token ? after.by_token[t] * after.scale : after.scale, residual, rows);
+        if (capped) ops.cap(y, after.cap, rows);
+    }
+}
+
+}  // namespace
 
 // Tokens of one task: everything, or a multiple of the codes' tile width.
 int token_chunk(const Weight& w, int n) {
@@ -37,36 +48,9 @@ void product_task(const Ops& ops, const Activations& a, const Weight& w, const O
         ops.matmul_q[p.format](&p, &a.codes, g0, g1, t0, t1, &out, scratch);
 }
 
-// Scratch for each thread of the pool.
-struct ThreadScratch {
-    uint8_t* base;
-    size_t each;
-    uint8_t* of(int thread) const { return base + size_t(thread) * each; }
-};
 ThreadScratch thread_scratch(Backend& on, size_t bytes) {
     const size_t each = (bytes + 4095) / 4096 * 4096;
     return {on.of_threads.get<uint8_t>(each * size_t(on.pool.n_threads())), each};
-}
-
-}  // namespace
-
-const Cosines& CosineTables::of(const std::vector<float>& inv_freq, double scale, const int64_t* positions, int n) {
-    for (const Cosines& c : recent_)
-        if (int(c.positions.size()) == n && std::equal(positions, positions + n, c.positions.begin()) && c.scale == scale &&
-            c.inv_freq == inv_freq)
-            return c;
-    Cosines c{inv_freq, scale, {positions, positions + n}, {}, {}};
-    const size_t half = inv_freq.size();
-    c.cos.resize(size_t(n) * half);
-    c.sin.resize(size_t(n) * half);
-    for (int t = 0; t < n; ++t)
-        for (size_t i = 0; i < half; ++i) {
-            const double angle = double(positions[t]) * double(inv_freq[i]);
-            c.cos[size_t(t) * half + i] = float(std::cos(angle) * scale);
-            c.sin[size_t(t) * half + i] = float(std::sin(angle) * scale);
-        }
-    next_ = (next_ + 1) % kept;
-    return recent_[next_] = std::move(c);
 }
 
 QuantX ActivationMemory::quantx(int n, int cols) {
@@ -81,7 +65,7 @@ QuantX ActivationMemory::quantx(int n, int cols) {
     return x;
 }
 
-Activations prepare(Backend& on, const float* x, int n, int cols, const float* gain, float eps, bool quantized,
+Activations prepare(Backend& on, const float* x, int n, int cols, const Norm* norm, const float* gate, bool quantized,
                     ActivationMemory& mem) {
     Activations a;
     a.n = n;
@@ -89,15 +73,19 @@ Activations prepare(Backend& on, const float* x, int n, int cols, const float* g
     a.quantized = quantized;
     a.x = x;
     a.ldx = cols;
-    float* normed = nullptr;
-    if (gain) a.x = normed = mem.norm.get<float>(size_t(n) * size_t(cols));
+    float* changed = nullptr;
+    if (norm || gate) a.x = changed = mem.norm.get<float>(size_t(n) * size_t(cols));
     if (quantized) a.codes = mem.quantx(n, cols);
-    if (!gain && !quantized) return a;
+    if (!changed && !quantized) return a;
     const int per_task = quantized ? a.codes.width : 16;
     on.parallel_for(ceil_div(n, per_task), [&](int task, int) {
         const int t0 = task * per_task, t1 = std::min(n, t0 + per_task);
         const int64_t at = int64_t(t0) * cols;
-        if (gain) on.linear.rms_norm(x + at, gain, eps, t1 - t0, cols, normed + at);
+        if (norm) on.linear.norm(x + at, norm, t1 - t0, cols, changed + at);
+        for (int t = t0; gate && t < t1; ++t) {
+            const int64_t row = int64_t(t) * cols;
+            on.linear.gate((norm ? changed : x) + row, gate + row, cols, changed + row);
+        }
         if (quantized) on.linear.quantize(a.x + at, cols, &a.codes, t0, t1, 0, a.codes.blocks);
     });
     return a;
@@ -129,74 +117,8 @@ void multiply(Backend& on, const Activations& a, const std::vector<Product>& pro
         const int t0 = chunk * c.tokens;
         const int g1 = std::min(w.groups(), g0 + c.groups), t1 = std::min(a.n, t0 + c.tokens);
         product_task(on.linear, a, w, products[i].out, g0, g1, t0, t1, scratch.of(thread));
+        finish_product(on.linear, products[i], g0, g1, t0, t1);
     });
-}
-
-void QKV::run(Backend& on, const float* x, int n, const int64_t* positions, float* q_out, float* k_out,
-              float* v_out) const {
-    const bool codes = !q->float_activations() || !k->float_activations() || !v->float_activations();
-    const Activations a = prepare(on, x, n, q->cols(), norm, eps, codes, on.activations);
-    multiply(on, a, {{q, {q_out, q->rows(), 0, bq, nullptr, 0}},
-                 {k, {k_out, k->rows(), 0, bk, nullptr, 0}},
-                 {v, {v_out, v->rows(), 0, bv, nullptr, 0}}});
-    const Cosines& angles = on.cosines.of(inv_freq, rope_scale, positions, n);
-    const int half = int(inv_freq.size());
-    auto finish = [&](float* heads, int count, const float* gain, int t) {
-        if (gain)
-            for (int h = 0; h < count; ++h)
-                on.linear.rms_norm(heads + h * head_dim, gain, eps, 1, head_dim, heads + h * head_dim);
-        const size_t at = size_t(t) * size_t(half);
-        for (int h = 0; half > 0 && h < count; ++h)
-            on.linear.rope(heads + h * head_dim, &angles.cos[at], &angles.sin[at], half, interleaved);
-    };
-    constexpr int per_task = 16;
-    on.parallel_for(ceil_div(n, per_task), [&](int task, int) {
-        for (int t = task * per_task; t < std::min(n, (task + 1) * per_task); ++t) {
-            finish(q_out + int64_t(t) * q->rows(), n_heads, q_norm, t);
-            finish(k_out + int64_t(t) * k->rows(), n_kv_heads, k_norm, t);
-        }
-    });
-}
-
-// Gate and up of the same 32 columns are made by one task, which also applies the gate and rounds the result: what
-// `down` reads is written once, as codes.
-void FFN::run(Backend& on, const float* x, int n, float* out) const {
-    const bool codes = !gate->float_activations() || !up->float_activations();
-    const Activations a = prepare(on, x, n, gate->cols(), norm, eps, codes, on.activations);
-
-    const int width = gate->rows(), groups = group_chunk(*gate, n);
-    const int cols = groups * group_rows, tokens = std::min(token_chunk(*gate, n), token_chunk(*up, n));
-    Activations h;
-    h.n = n;
-    h.cols = width;
-    h.quantized = !down->float_activations();
-    h.ldx = width;
-    float* dense = nullptr;
-    if (h.quantized)
-        h.codes = on.hidden.quantx(n, width);
-    else
-        h.x = dense = on.hidden.norm.get<float>(size_t(n) * size_t(width));
-
-    const size_t half = size_t(tokens) * size_t(cols);
-    const ThreadScratch scratch = thread_scratch(on, matmul_scratch + 2 * half * sizeof(float));
-    const int group_tasks = ceil_div(gate->groups(), groups);
-    on.parallel_for(group_tasks * ceil_div(n, tokens), [&](int task, int thread) {
-        const int t0 = task / group_tasks * tokens, t1 = std::min(n, t0 + tokens);
-        const int g0 = task % group_tasks * groups, g1 = std::min(gate->groups(), g0 + groups);
-        const int c0 = g0 * group_rows, c1 = std::min(width, g1 * group_rows);
-        uint8_t* mine = scratch.of(thread);
-        float *g = reinterpret_cast<float*>(mine + matmul_scratch), *u = g + half;
-        product_task(on.linear, a, *gate, {g - int64_t(t0) * cols, cols, c0, gate_bias, nullptr, 0}, g0, g1, t0, t1, mine);
-        product_task(on.linear, a, *up, {u - int64_t(t0) * cols, cols, c0, up_bias, nullptr, 0}, g0, g1, t0, t1, mine);
-        for (int t = 0; t < t1 - t0; ++t) on.linear.silu_mul(g + int64_t(t) * cols, u + int64_t(t) * cols, c1 - c0);
-        if (h.quantized) {
-            on.linear.quantize(g, cols, &h.codes, t0, t1, c0 / block_cols, c1 / block_cols);
-        } else {
-            for (int t = t0; t < t1; ++t)
-                std::memcpy(dense + int64_t(t) * width + c0, g + int64_t(t - t0) * cols, size_t(c1 - c0) * 4);
-        }
-    });
-    multiply(on, h, {{down, {out, down->rows(), 0, down_bias, x, a.cols}}});
 }
 
 }  // namespace mixkv

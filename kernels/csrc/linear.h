@@ -1,5 +1,6 @@
-// Products of activations and packed weights on the pool, and the fused pieces of a layer that are made of them.
-// Everything here takes plain pointers and runs in the turn of the backend it is given; linear_bind.cpp checks shapes and makes arrays.
+// Products of activations and packed weights on the pool: what layers (layers.h) are made of.
+// Everything here takes plain pointers and runs in the turn of the backend it is given; the *_bind.cpp check shapes and
+// make arrays.
 //
 // Work is cut into fixed tasks (a few groups of rows x a chunk of tokens); see linear.cpp for the sizes.
 #pragma once
@@ -21,34 +22,41 @@ struct Activations {
     int n = 0, cols = 0;
 };
 
-// (n, cols) rows at x, RMS-normalised first where gain is given, as float and, if asked, as codes.
-Activations prepare(Backend& on, const float* x, int n, int cols, const float* gain, float eps, bool quantized,
+// (n, cols) rows at x, normalised first where there is a norm, or times the sigmoid of `gate` (n, cols) where that is
+// given, as float and, if asked, as codes.
+Activations prepare(Backend& on, const float* x, int n, int cols, const Norm* norm, const float* gate, bool quantized,
                     ActivationMemory& mem);
 
+// What happens to a product once it has its bias, in the task that made it: y[t] = scale by_token[t] y[t] + residual[t],
+// then cap tanh(y / cap).
+struct After {
+    const float* by_token = nullptr;  // (n)
+    float scale = 1.0f, cap = 0.0f;   // no cap
+    const float* residual = nullptr;  // (n, rows)
+};
 struct Product {
     const Weight* w;
     Out out;
+    After after{};
 };
 // All products of the same activations in one parallel region.
 void multiply(Backend& on, const Activations& a, const std::vector<Product>& products);
 
-struct QKV {
-    const Weight *q, *k, *v;
-    const float *norm, *bq, *bk, *bv, *q_norm, *k_norm;  // all but norm may be null
-    float eps;
-    std::vector<float> inv_freq;
-    bool interleaved;
-    double rope_scale;
-    int n_heads, n_kv_heads, head_dim;
-    // x (n, dim) at positions (n); q (n, n_heads head_dim), k, v (n, n_kv_heads .)
-    void run(Backend& on, const float* x, int n, const int64_t* positions, float* q_out, float* k_out, float* v_out) const;
-};
+// For who cuts work himself. Tokens and groups of rows of one task:
+int token_chunk(const Weight& w, int n);
+int group_chunk(const Weight& w, int n);
+inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-struct FFN {
-    const Weight *gate, *up, *down;
-    const float *norm, *gate_bias, *up_bias, *down_bias;  // all but norm may be null
-    float eps;
-    void run(Backend& on, const float* x, int n, float* out) const;  // out = x + down(silu(gate h) * up h)
+// Groups g0..g1 x tokens t0..t1 of one product; scratch: matmul_scratch bytes of the calling thread's own.
+void product_task(const Ops& ops, const Activations& a, const Weight& w, const Out& out, int g0, int g1, int t0, int t1,
+                  void* scratch);
+
+// Scratch for each thread of the pool, until the next such call.
+struct ThreadScratch {
+    uint8_t* base;
+    size_t each;
+    uint8_t* of(int thread) const { return base + size_t(thread) * each; }
 };
+ThreadScratch thread_scratch(Backend& on, size_t bytes);
 
 }  // namespace mixkv

@@ -1,4 +1,4 @@
-// mixkv.kernels._native: errors, instruction sets and backends here; what a backend does in linear_bind.cpp, kv_bind.cpp.
+// mixkv.kernels._native: errors, instruction sets and backends here; what a backend does in the *_bind.cpp.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -68,5 +68,6 @@ NB_MODULE(_native, m) {
             .def("read_bandwidth", &measure_bandwidth, nb::arg("n_bytes"),
                  "Bytes a second read from memory by all threads, in one pass over n_bytes of fresh memory.");
     bind_linear(m, backend);
+    bind_layers(m, backend);
     bind_kv(m, backend);
 }

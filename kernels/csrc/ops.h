@@ -37,16 +37,39 @@ struct Out {
     int64_t ldr;
 };
 
+// kernels/parts.py: Norm, over rows of a length that the caller knows.
+struct Norm {
+    const float* gain = nullptr;  // null: 1
+    const float* bias = nullptr;  // null: none
+    float eps = 0;
+    bool centred = false;
+};
+
+// kernels/parts.py: Activation, with its numbers in their order there.
+enum ActivationKind { act_silu, act_gelu, act_relu2, act_swiglu_oai, act_xielu, n_activations };
+struct Activation {
+    ActivationKind kind = act_silu;
+    float numbers[4] = {};
+};
+
 constexpr int max_tokens = 512;  // of one call of matmul_q
 constexpr size_t matmul_scratch = 32 * 512 + size_t(max_tokens) * group_rows * sizeof(float);  // see linear_amx.h
 
 struct Ops {
-    // y[i] = x[i] / sqrt(mean(x^2) + eps) * gain[i], for n rows of dim floats; y may be x
-    void (*rms_norm)(const float* x, const float* gain, float eps, int n, int dim, float* y);
+    // The norm of n rows of dim floats; y may be x
+    void (*norm)(const float* x, const Norm* norm, int n, int dim, float* y);
     // Rows t0..t1 of blocks b0..b1 of `out` from x, whose row 0 is row t0 and column 0 is column 32 b0.
     void (*quantize)(const float* x, int64_t ldx, const QuantX* out, int t0, int t1, int b0, int b1);
-    // g[i] = silu(g[i]) * u[i]
-    void (*silu_mul)(float* g, const float* u, int n);
+    // g[i] = activation(g[i], u[i]); u may be null, which is 1 everywhere
+    void (*activate)(const Activation* activation, float* g, const float* u, int n);
+    // y[i] = h[i] * sigmoid(gate[i]); y may be h
+    void (*gate)(const float* h, const float* gate, int n, float* y);
+    // sigmoid(h . w), of n floats
+    float (*token_gate)(const float* h, const float* w, int n);
+    // y[i] = factor * y[i] + residual[i], rounded twice; residual may be null
+    void (*scale)(float* y, float factor, const float* residual, int n);
+    // y[i] = cap * tanh(y[i] / cap)
+    void (*cap)(float* y, float cap, int n);
     // In place on one head: pairs (2i, 2i+1) or (i, i + half) turned by the angles whose cos and sin are given
     void (*rope)(float* x, const float* cos, const float* sin, int half, int interleaved);
     // Groups g0..g1 x rows t0..t1 of activations; t0 is a multiple of x->width. scratch: matmul_scratch bytes,

@@ -1,4 +1,4 @@
-// What happens to rows of activations between the products: norm, rounding to int8, SwiGLU's gate, rotation.
+// What happens to rows of activations between the products: norm, rounding to int8, rotation.
 #include <float.h>
 #include <math.h>
 
@@ -7,26 +7,48 @@
 
 namespace mixkv::MIXKV_ISA {
 
-void rms_norm(const float* x, const float* gain, float eps, int n, int dim, float* y) {
+// The sum of a row's numbers, or of their squares, in 64 lanes.
+template <bool squares>
+MIXKV_INLINE F16 more(F16 v, F16 sum) {
+    return squares ? fma16(v, v, sum) : add(v, sum);
+}
+template <bool squares>
+MIXKV_INLINE float total(const float* x, int dim) {
+    F16 s[4] = {set16(0.0f), set16(0.0f), set16(0.0f), set16(0.0f)};
+    int i = 0;
+    for (; i + 64 <= dim; i += 64)
+        MIXKV_UNROLL
+        for (int c = 0; c < 4; ++c) s[c] = more<squares>(load16(x + i + 16 * c), s[c]);
+    for (; i < dim; i += 16) s[0] = more<squares>(load16_n(x + i, dim - i < 16 ? dim - i : 16), s[0]);
+    return reduce_add(add(add(s[0], s[1]), add(s[2], s[3])));
+}
+
+void norm(const float* x, const Norm* norm, int n, int dim, float* y) {
+    const float *gain = norm->gain, *bias = norm->bias;
     for (int t = 0; t < n; ++t, x += dim, y += dim) {
-        F16 s[4] = {set16(0.0f), set16(0.0f), set16(0.0f), set16(0.0f)};
-        int i = 0;
-        for (; i + 64 <= dim; i += 64)
-            MIXKV_UNROLL
-            for (int c = 0; c < 4; ++c) {
-                const F16 v = load16(x + i + 16 * c);
-                s[c] = fma16(v, v, s[c]);
+        const float* from = x;
+        if (norm->centred) {
+            const F16 mean = set16(total<false>(x, dim) / float(dim));
+            for (int i = 0; i < dim; i += 16) {
+                const int left = dim - i < 16 ? dim - i : 16;
+                store16_n(y + i, sub(load16_n(x + i, left), mean), left);
             }
-        for (; i < dim; i += 16) {
-            const F16 v = load16_n(x + i, dim - i < 16 ? dim - i : 16);
-            s[0] = fma16(v, v, s[0]);
+            from = y;
         }
-        const float mean = reduce_add(add(add(s[0], s[1]), add(s[2], s[3]))) / float(dim);
-        const F16 r = set16(1.0f / sqrtf(mean + eps));
-        for (i = 0; i + 16 <= dim; i += 16) store16(y + i, mul(mul(load16(x + i), r), load16(gain + i)));
+        const F16 r = set16(1.0f / sqrtf(total<true>(from, dim) / float(dim) + norm->eps));
+        int i = 0;
+        for (; i + 16 <= dim; i += 16) {
+            F16 v = mul(load16(from + i), r);
+            if (gain) v = mul(v, load16(gain + i));
+            if (bias) v = add(v, load16(bias + i));
+            store16(y + i, v);
+        }
         if (i < dim) {
             const int left = dim - i;
-            store16_n(y + i, mul(mul(load16_n(x + i, left), r), load16_n(gain + i, left)), left);
+            F16 v = mul(load16_n(from + i, left), r);
+            if (gain) v = mul(v, load16_n(gain + i, left));
+            if (bias) v = add(v, load16_n(bias + i, left));
+            store16_n(y + i, v, left);
         }
     }
 }
@@ -76,17 +98,6 @@ void quantize(const float* x, int64_t ldx, const QuantX* out, int t0, int t1, in
             }
         }
     }
-}
-
-MIXKV_INLINE F16 silu_times(F16 g, F16 u) {
-    const F16 one = set16(1.0f);
-    return mul(div16(g, add(one, exp16(sub(set16(0.0f), g)))), u);
-}
-
-void silu_mul(float* g, const float* u, int n) {
-    int i = 0;
-    for (; i + 16 <= n; i += 16) store16(g + i, silu_times(load16(g + i), load16(u + i)));
-    if (i < n) store16_n(g + i, silu_times(load16_n(g + i, n - i), load16_n(u + i, n - i)), n - i);
 }
 
 void rope(float* x, const float* cos, const float* sin, int half, int interleaved) {

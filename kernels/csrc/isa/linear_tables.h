@@ -5,9 +5,13 @@
 
 namespace mixkv::MIXKV_ISA {
 
-void rms_norm(const float* x, const float* gain, float eps, int n, int dim, float* y);
+void norm(const float* x, const Norm* norm, int n, int dim, float* y);
 void quantize(const float* x, int64_t ldx, const QuantX* out, int t0, int t1, int b0, int b1);
-void silu_mul(float* g, const float* u, int n);
+void activate(const Activation* activation, float* g, const float* u, int n);
+void gate(const float* h, const float* gate, int n, float* y);
+float token_gate(const float* h, const float* w, int n);
+void scale(float* y, float factor, const float* residual, int n);
+void cap(float* y, float cap, int n);
 void rope(float* x, const float* cos, const float* sin, int half, int interleaved);
 
 #define MIXKV_DECLARE_Q(name, ...)                                                                      \

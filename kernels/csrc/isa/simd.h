@@ -48,9 +48,15 @@ MIXKV_INLINE float reduce_add(F16 v) {
     return a[0];
 }
 
-// e^x to about 1e-7: x = n ln2 + r, a polynomial in r (Cephes' coefficients), 2^n by the exponent bits.
-MIXKV_INLINE F16 exp16(F16 x) {
-    x = min16(max16(x, set16(-87.0f)), set16(88.0f));
+// x within [low, high]; NaN stays, which the order of arguments sees to (x86 gives the second where one is NaN).
+MIXKV_INLINE F16 clamp16(F16 x, float low, float high) { return min16(set16(high), max16(set16(low), x)); }
+
+// e^x = (1 + r + p r^2) 2^n: x = n ln2 + r, a polynomial in r (Cephes' coefficients).
+struct ExpParts {
+    F16 r, p, power;
+};
+MIXKV_INLINE ExpParts exp_parts(F16 x) {
+    x = clamp16(x, -87.0f, 88.0f);
     const I16 n = round16(mul(x, set16(1.44269504088896341f)));
     const F16 nf = to_float(n);
     F16 r = fma16(nf, set16(-0.693359375f), x);
@@ -61,8 +67,17 @@ MIXKV_INLINE F16 exp16(F16 x) {
     p = fma16(p, r, set16(4.1665795894e-2f));
     p = fma16(p, r, set16(1.6666665459e-1f));
     p = fma16(p, r, set16(5.0000001201e-1f));
-    p = fma16(p, mul(r, r), add(r, set16(1.0f)));
-    return mul(p, pow2(n));
+    return {r, p, pow2(n)};
+}
+// e^x to about 1e-7 of it.
+MIXKV_INLINE F16 exp16(F16 x) {
+    const ExpParts e = exp_parts(x);
+    return mul(fma16(e.p, mul(e.r, e.r), add(e.r, set16(1.0f))), e.power);
+}
+// e^x - 1 to about 1e-7 of it, however small x is.
+MIXKV_INLINE F16 expm1_16(F16 x) {
+    const ExpParts e = exp_parts(x);
+    return fma16(e.power, fma16(e.p, mul(e.r, e.r), e.r), sub(e.power, set16(1.0f)));
 }
 
 }  // namespace mixkv::MIXKV_ISA

@@ -139,6 +139,11 @@ MIXKV_INLINE F16 sub(F16 x, F16 y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub
 MIXKV_INLINE F16 div16(F16 x, F16 y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
 MIXKV_INLINE F16 min16(F16 x, F16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 MIXKV_INLINE F16 max16(F16 x, F16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+MIXKV_INLINE F16 where_positive(F16 x, F16 yes, F16 no) {
+    const __m256 zero = _mm256_setzero_ps();
+    return {_mm256_blendv_ps(no.a, yes.a, _mm256_cmp_ps(x.a, zero, _CMP_GT_OQ)),
+            _mm256_blendv_ps(no.b, yes.b, _mm256_cmp_ps(x.b, zero, _CMP_GT_OQ))};
+}
 MIXKV_INLINE I16 round16(F16 v) { return {_mm256_cvtps_epi32(v.a), _mm256_cvtps_epi32(v.b)}; }
 MIXKV_INLINE F16 pow2(I16 n) {
     auto half = [](__m256i v) {

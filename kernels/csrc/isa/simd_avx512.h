@@ -79,6 +79,9 @@ MIXKV_INLINE F16 sub(F16 a, F16 b) { return _mm512_sub_ps(a, b); }
 MIXKV_INLINE F16 div16(F16 a, F16 b) { return _mm512_div_ps(a, b); }
 MIXKV_INLINE F16 min16(F16 a, F16 b) { return _mm512_min_ps(a, b); }
 MIXKV_INLINE F16 max16(F16 a, F16 b) { return _mm512_max_ps(a, b); }
+MIXKV_INLINE F16 where_positive(F16 x, F16 yes, F16 no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ), no, yes);
+}
 MIXKV_INLINE I16 round16(F16 v) { return {_mm512_cvtps_epi32(v)}; }
 MIXKV_INLINE F16 pow2(I16 n) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23));

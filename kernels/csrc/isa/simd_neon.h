@@ -143,6 +143,9 @@ MIXKV_INLINE F16 min16(F16 a, F16 b) {
 MIXKV_INLINE F16 max16(F16 a, F16 b) {
     return each<F16>([&](int n) { return vmaxq_f32(a.v[n], b.v[n]); });
 }
+MIXKV_INLINE F16 where_positive(F16 x, F16 yes, F16 no) {
+    return each<F16>([&](int n) { return vbslq_f32(vcgtzq_f32(x.v[n]), yes.v[n], no.v[n]); });
+}
 MIXKV_INLINE I16 round16(F16 a) {
     return each<I16>([&](int n) { return vcvtnq_s32_f32(a.v[n]); });
 }

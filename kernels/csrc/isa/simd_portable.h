@@ -193,6 +193,9 @@ MIXKV_INLINE F16 min16(F16 a, F16 b) {
 MIXKV_INLINE F16 max16(F16 a, F16 b) {
     return each16([&](int n) { return choose((i32x4)(a.v[n] > b.v[n]), a.v[n], b.v[n]); });
 }
+MIXKV_INLINE F16 where_positive(F16 x, F16 yes, F16 no) {
+    return each16([&](int n) { return choose((i32x4)(x.v[n] > f32x4{0, 0, 0, 0}), yes.v[n], no.v[n]); });
+}
 MIXKV_INLINE I16 round16(F16 a) {  // to nearest even, for |a| < 2^22: the addition leaves the integer in the low bits
     return eachi([&](int n) { return (i32x4)((u32x4)(a.v[n] + 12582912.0f) - 0x4b400000u); });
 }
