@@ -1,5 +1,5 @@
-"""Gemma 3n: four residual streams of which one is computed on (AltUp), a shortcut of low rank beside attention (LAuReL),
-sparse activations in the first layers, embeddings for each layer.
+"""Gemma 3n: four residual streams of which one is computed on (AltUp), a shortcut of low rank beside attention
+(LAuReL), sparse activations in the first layers, embeddings for each layer.
 
 The source of the formulas is the model's code in Hugging Face's transformers, and the papers it names: AltUp (Baykal et
 al. 2023), LAuReL (Menghani et al. 2024). What is small is done in NumPy, row by row: products are the backend's.
