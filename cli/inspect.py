@@ -196,10 +196,10 @@ def _print_json(report: Any) -> int:
 
 
 def _show_families(json: bool) -> int:
-    from mixkv.models.registry import FAMILIES, supported_families
+    from mixkv.models.registry import families, supported_families
 
     if json:
-        return _print_json({f.architecture: {"models": f.models, "brings": f.features} for f in FAMILIES.values()})
+        return _print_json({f.architecture: {"models": f.models, "brings": f.features} for f in families().values()})
     print(supported_families())
     return DONE
 

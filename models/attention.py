@@ -71,8 +71,8 @@ def _weights(lw: LayerWeights, a: Attention) -> tuple[Weight, Weight | None, Wei
         stops = q_dim, q_dim + k_dim, q_dim + k_dim + v_dim
         wq, wk, wv = lw.parts("attn_qkv", [slice(0, stops[0]), slice(*stops[:2]), slice(*stops[1:])], dim)
         return wq, wk, wv, None
-    wv = None if a.v_from_k else lw.matrix("attn_v", v_dim, dim)
-    return lw.matrix("attn_q", q_dim, dim), lw.matrix("attn_k", k_dim, dim), wv, None
+    wq, wk = lw.matrix("attn_q", q_dim, dim), lw.matrix("attn_k", k_dim, dim)
+    return wq, wk, None if a.v_from_k else lw.matrix("attn_v", v_dim, dim), None
 
 
 def _alternating(n_heads: int, first: int, second: int) -> tuple[Rows, Rows]:

@@ -115,10 +115,8 @@ class Decoder:
     def read_ffns(cls, hyper: Hyper) -> tuple[Dense | Routed, ...]:
         """The feed-forward of each layer: experts where the file has some, behind first layers that may be dense."""
         n = hyper.n_layers
-        if not hyper.size("expert_count", 0, least=0):
+        if cls.experts is None or not hyper.size("expert_count", 0, least=0):
             return (cls.read_dense(hyper),) * n
-        if cls.experts is None:
-            raise hyper.fail("expert_count", "is not 0, but models of this architecture have no experts")
         routed = cls.read_routed(hyper)
         n_dense = min(n, hyper.size("leading_dense_block_count", 0, least=0))
         return (cls.read_dense(hyper),) * n_dense + (routed,) * (n - n_dense) if n_dense else (routed,) * n

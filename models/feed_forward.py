@@ -44,10 +44,10 @@ def dense(
     gate: Weight | None = None
     if not ffn.gated:
         up = lw.matrix("ffn_up" + end, n_ff, dim)
-    elif "ffn_gate" + end in lw:
-        gate, up = lw.matrix("ffn_gate" + end, n_ff, dim), lw.matrix("ffn_up" + end, n_ff, dim)
-    else:  # both in one matrix, the gate first
+    elif lw.rows("ffn_up" + end) == 2 * n_ff and "ffn_gate" + end not in lw:  # both in one matrix, the gate first
         gate, up = lw.parts("ffn_up" + end, [slice(0, n_ff), slice(n_ff, 2 * n_ff)], dim)
+    else:
+        gate, up = lw.matrix("ffn_gate" + end, n_ff, dim), lw.matrix("ffn_up" + end, n_ff, dim)
     return lw.backend.NormFFN(
         norm=norm, gate=gate, up=up, down=lw.matrix("ffn_down" + end, dim, n_ff),
         gate_bias=lw.bias("ffn_gate" + end, n_ff) if gate is not None else None, up_bias=lw.bias("ffn_up" + end, n_ff),

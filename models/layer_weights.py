@@ -35,6 +35,11 @@ class LayerWeights:
     def __contains__(self, name: str) -> bool:
         return self.name(name) in self.weights
 
+    def rows(self, name: str) -> int:
+        """How many rows a matrix of the file has; 0 where there is none."""
+        info = self.weights.gguf.tensors.get(self.name(name))
+        return info.shape[0] if info is not None else 0
+
     def matrix(self, name: str, rows: int, cols: int) -> Weight:
         """The packed matrix (rows, cols)."""
         return self.weights.matrix(self.name(name), rows, cols)

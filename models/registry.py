@@ -42,6 +42,11 @@ def architectures() -> list[str]:
     return [arch for room in ROOMS.values() for arch in room]
 
 
+def families() -> dict[str, type[Decoder]]:
+    """Every architecture's class; imports all of them."""
+    return {family.architecture: family for room in ROOMS for family in _families(room)}
+
+
 def family_of(gguf: GGUFFile) -> type[Decoder]:
     """The class for the file's architecture; GGUFError lists the supported ones."""
     arch = gguf.str("general.architecture")
@@ -76,6 +81,5 @@ def load_model(
 
 def supported_families() -> str:
     """The table of supported architectures, as Markdown; the README's copy is tested against it."""
-    families = [family for room in ROOMS for family in _families(room)]
-    rows = [f"| `{f.architecture}` | {f.models} | {f.features} |" for f in families]
+    rows = [f"| `{f.architecture}` | {f.models} | {f.features} |" for f in families().values()]
     return "\n".join(["| architecture | models | what it brings |", "| --- | --- | --- |", *rows])

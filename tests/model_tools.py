@@ -21,8 +21,8 @@ from mixkv.engine.sequence import Sequence
 from mixkv.engine.state.cache import KVCache
 from mixkv.kernels import default_backend
 from mixkv.kernels.contract import PagePool
+from mixkv.models.decoder import Decoder
 from mixkv.models.gguf import open_gguf
-from mixkv.models.llama import Llama
 from mixkv.models.registry import load_model
 
 F32 = NDArray[np.float32]
@@ -68,13 +68,13 @@ def random_llama(
     return write_gguf(path, metadata, tensors)
 
 
-def load_exact(path: Path) -> Llama:
+def load_exact(path: Path) -> Decoder:
     """The model with float32 activations and weights ready, whatever the backend."""
     return load_model(open_gguf(path), default_backend(), exact=True, dense=True)
 
 
 def sequence(
-    model: Llama, *, n_ctx: int = 512, n_batch: int = 512, piece: int | None = None, pool: PagePool | None = None,
+    model: Decoder, *, n_ctx: int = 512, n_batch: int = 512, piece: int | None = None, pool: PagePool | None = None,
     **settings: Any,
 ) -> Sequence:  # fmt: skip
     """An empty sequence; settings are those of KVCacheConfig. piece: the cache's, if not by n_batch."""
@@ -83,11 +83,11 @@ def sequence(
     return Sequence(Scheduler(model, n_batch=n_batch), cache)
 
 
-def logits_of(model: Llama, ids: Ids[int], cuts: Ids[int] = (), **settings: Any) -> F32:
+def logits_of(model: Decoder, ids: Ids[int], cuts: Ids[int] = (), **settings: Any) -> F32:
     """Logits (n, n_vocab) of every token, fed in pieces cut at `cuts` to a fresh sequence."""
     seq = sequence(model, **settings)
     return np.concatenate([seq.feed(ids[a:b], all_rows=True) for a, b in pairwise([0, *cuts, len(ids)])])
 
 
-def random_ids(model: Llama, n: int, seed: int = 0) -> list[int]:
+def random_ids(model: Decoder, n: int, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(3, model.config.n_vocab, n).tolist()

@@ -22,9 +22,9 @@ from tiny_models import FFN, QKV, Tiny
 
 from mixkv.kernels import Backend, default_backend, open_backend
 from mixkv.kernels.errors import GGUFError
+from mixkv.models.decoder import Decoder
 from mixkv.models.gguf import open_gguf
 from mixkv.models.layers import Dense
-from mixkv.models.llama import Llama
 from mixkv.models.registry import load_model, read_config
 
 N, STEPS = 330, 24
@@ -112,7 +112,7 @@ def case(folder: Path, name: str) -> tuple[Path, F64]:
     return path, logits(path, IDS)
 
 
-def load(path: Path, *, exact: bool, backend: Backend | None = None) -> Llama:
+def load(path: Path, *, exact: bool, backend: Backend | None = None) -> Decoder:
     return load_model(open_gguf(path), backend or default_backend(), exact=exact, dense=True)
 
 

@@ -26,7 +26,7 @@ import mixkv
 from mixkv.engine.load import demo_model
 from mixkv.kernels.formats import decode, encode
 from mixkv.kernels.numeric import hadamard
-from mixkv.models.llama import Llama
+from mixkv.models.decoder import Decoder
 
 SAME, SAME_Q8 = 2e-3, 5e-2
 N = 150
@@ -34,22 +34,22 @@ MIXED: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 32, "sink_tokens"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return load_exact(random_llama(tmp_path_factory.mktemp("model") / "llama.gguf"))
 
 
 @pytest.fixture(scope="module")
-def ids(model: Llama) -> list[int]:
+def ids(model: Decoder) -> list[int]:
     return random_ids(model, N)
 
 
 @pytest.fixture(scope="module")
-def exact(model: Llama, ids: list[int]) -> F32:
+def exact(model: Decoder, ids: list[int]) -> F32:
     return logits_of(model, ids, type_k="f32", type_v="f32")
 
 
 @pytest.fixture(scope="module")
-def one_by_one(model: Llama, ids: list[int]) -> F32:
+def one_by_one(model: Decoder, ids: list[int]) -> F32:
     return logits_of(model, ids, range(1, N), **MIXED)
 
 
@@ -64,7 +64,7 @@ def same(exact: F32, one_by_one: F32) -> float:
 @settings(max_examples=12)
 @given(st.lists(st.integers(1, 70), max_size=8), st.integers(1, 128))
 def test_any_split_of_the_prompt_gives_the_logits_of_one_by_one_decoding(
-    model: Llama, ids: list[int], one_by_one: F32, same: float, lengths: list[int], piece: int
+    model: Decoder, ids: list[int], one_by_one: F32, same: float, lengths: list[int], piece: int
 ) -> None:
     """Other quantized caches compute a prompt in FP16 or quantize it whole: answers depend on batch sizes."""
     cuts = [cut for cut in accumulate(lengths) if cut < N]
@@ -73,14 +73,14 @@ def test_any_split_of_the_prompt_gives_the_logits_of_one_by_one_decoding(
 
 @pytest.mark.parametrize("cuts", [(), (63,), (64,), (62,), (79, 80), (16,), (15, 17), (149,), (32, 48, 64, 80, 96)])
 def test_splits_at_the_edges_of_tiles_and_window(
-    model: Llama, ids: list[int], one_by_one: F32, same: float, cuts: tuple[int, ...]
+    model: Decoder, ids: list[int], one_by_one: F32, same: float, cuts: tuple[int, ...]
 ) -> None:
     assert nmse(logits_of(model, ids, cuts, **MIXED), one_by_one) <= same
 
 
 @pytest.mark.parametrize("n_batch", [1, 7, 32, 512])
 def test_n_batch_does_not_change_the_logits(
-    model: Llama, ids: list[int], one_by_one: F32, same: float, n_batch: int
+    model: Decoder, ids: list[int], one_by_one: F32, same: float, n_batch: int
 ) -> None:
     assert nmse(logits_of(model, ids, n_batch=n_batch, **MIXED), one_by_one) <= same
 
@@ -99,7 +99,7 @@ def test_n_batch_does_not_change_the_logits(
     ],
 )
 def test_every_kind_of_cache_is_independent_of_the_split(
-    model: Llama, ids: list[int], exact: F32, config: dict[str, Any]
+    model: Decoder, ids: list[int], exact: F32, config: dict[str, Any]
 ) -> None:
     """Without a window a tile used to be quantized one step before its last token was there."""
     wanted = logits_of(model, ids, range(1, N), **config)
@@ -121,7 +121,7 @@ def test_the_demo_model_is_independent_of_the_split() -> None:
         assert nmse(logits_of(model, ids, cuts, **config), wanted) <= SAME * effect
 
 
-def test_an_f16_cold_type_equals_a_plain_fp16_cache_bit_for_bit(model: Llama, ids: list[int]) -> None:
+def test_an_f16_cold_type_equals_a_plain_fp16_cache_bit_for_bit(model: Decoder, ids: list[int]) -> None:
     """Migration to a type that loses nothing must lose nothing."""
     for kind in ("f16", "f32"):
         plain = logits_of(model, ids, (40, 41), type_k=kind, type_v=kind)
@@ -129,7 +129,7 @@ def test_an_f16_cold_type_equals_a_plain_fp16_cache_bit_for_bit(model: Llama, id
         np.testing.assert_array_equal(mixed, plain)
 
 
-def test_layers_that_migrate_to_f16_lose_nothing(model: Llama, ids: list[int]) -> None:
+def test_layers_that_migrate_to_f16_lose_nothing(model: Decoder, ids: list[int]) -> None:
     """Cold and hot rows of one layer in f16, beside a layer that is quantized: stored bits equal, order of sums not."""
     keep = {"type_k": "f16", "type_v": "f16", "rotate": "off"}
     seq = sequence(model, **MIXED, per_layer={0: keep})
@@ -144,7 +144,7 @@ def test_layers_that_migrate_to_f16_lose_nothing(model: Llama, ids: list[int]) -
         np.testing.assert_array_equal(cold.view(np.float16), hot)
 
 
-def test_a_window_longer_than_the_text_is_a_plain_fp16_cache(model: Llama, ids: list[int]) -> None:
+def test_a_window_longer_than_the_text_is_a_plain_fp16_cache(model: Decoder, ids: list[int]) -> None:
     """Nothing turns cold: what remains is the order of sums, and with rotation the rounding to float16 elsewhere."""
     plain = logits_of(model, ids)
     wide: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": N}
@@ -152,14 +152,14 @@ def test_a_window_longer_than_the_text_is_a_plain_fp16_cache(model: Llama, ids: 
     assert nmse(logits_of(model, ids, **wide, rotate="on"), plain) <= 1e-5
 
 
-def test_a_window_as_wide_as_the_context_is_a_plain_fp16_cache_bit_for_bit(model: Llama, ids: list[int]) -> None:
+def test_a_window_as_wide_as_the_context_is_a_plain_fp16_cache_bit_for_bit(model: Decoder, ids: list[int]) -> None:
     """Nothing can ever turn cold, so there is nothing to rotate for and no sink to keep apart."""
     plain = logits_of(model, ids, (40, 41), n_ctx=N)
     mixed = logits_of(model, ids, (40, 41), n_ctx=N, mixed_kv_cache=True, hot_window=N)
     np.testing.assert_array_equal(mixed, plain)
 
 
-def test_rotation_changes_float_caches_by_rounding_only(model: Llama, ids: list[int], exact: F32) -> None:
+def test_rotation_changes_float_caches_by_rounding_only(model: Decoder, ids: list[int], exact: F32) -> None:
     """Rotated keys, queries and outputs must use one matrix; f32 shows it to seven digits, f16 to three."""
     assert nmse(logits_of(model, ids, type_k="f32", type_v="f32", rotate="on"), exact) <= 1e-9
     assert nmse(logits_of(model, ids, rotate="on"), logits_of(model, ids, rotate="off")) <= 1e-5
@@ -180,7 +180,7 @@ def test_rotation_helps_keys_with_outliers() -> None:
 UNIFORM = {"f32": 0.0, "f16": 1e-5, "q8_0": 2e-3, "q4_0": 0.2}
 
 
-def test_uniform_caches_lose_as_much_as_their_types_do(model: Llama, ids: list[int], exact: F32) -> None:
+def test_uniform_caches_lose_as_much_as_their_types_do(model: Decoder, ids: list[int], exact: F32) -> None:
     """The same machinery with other settings; each type costs more than the one before it."""
     errors = [nmse(logits_of(model, ids, type_k=kind, type_v=kind), exact) for kind in UNIFORM]
     assert errors == sorted(errors)

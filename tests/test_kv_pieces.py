@@ -24,8 +24,8 @@ from mixkv.engine.state.cache import KVCache
 from mixkv.engine.state.mixed_policy import PIECE
 from mixkv.kernels import default_backend
 from mixkv.kernels.formats import decode
+from mixkv.models.decoder import Decoder
 from mixkv.models.layers import Attention, LayerSpec
-from mixkv.models.llama import Llama
 
 N_LAYERS = 3
 CACHES: dict[str, dict[str, Any]] = {
@@ -42,12 +42,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(path: Path) -> Llama:
+def model(path: Path) -> Decoder:
     return load_exact(path)
 
 
 @pytest.fixture(scope="module")
-def ids(model: Llama) -> list[int]:
+def ids(model: Decoder) -> list[int]:
     return random_ids(model, 500)
 
 
@@ -106,7 +106,7 @@ def rows_lost(seq: Sequence, control: Sequence, layer: int) -> int:
     st.sampled_from([16, 20, 48]), st.integers(0, 40), st.booleans(),
 )  # fmt: skip
 def test_a_step_that_breaks_off_leaves_every_token_before_it(
-    model: Llama, ids: list[int], name: str, n: int, more: int, piece: int, call: int, done: bool
+    model: Decoder, ids: list[int], name: str, n: int, more: int, piece: int, call: int, done: bool
 ) -> None:
     """Before the failed call, or after it: the tokens that were there are whole, and inexact ones are counted."""
     seq, control = (sequence(model, piece=piece, **CACHES[name]) for _ in range(2))
@@ -134,7 +134,7 @@ def test_a_step_that_breaks_off_leaves_every_token_before_it(
             np.testing.assert_array_equal(a, b)  # quantized once, from exact values
 
 
-def test_degraded_tokens_are_those_whose_slots_are_gone(model: Llama, ids: list[int]) -> None:
+def test_degraded_tokens_are_those_whose_slots_are_gone(model: Decoder, ids: list[int]) -> None:
     """By hand: 160 tokens are 16 sinks and tiles 0 to 8, of which 7 and 8 are hot. A window of 32, a piece of 16 and
     two partial tiles make a ring of 5: tile 12, the step's fourth, takes the slot of tile 7, and tile 13 that of 8."""
     for call, lost in ((0, 0), (2, 0), (3, 16), (4, 32), (6, 32)):
@@ -147,7 +147,7 @@ def test_degraded_tokens_are_those_whose_slots_are_gone(model: Llama, ids: list[
         assert rows_lost(seq, control, 1) == rows_lost(seq, control, 2) == 0, "layers that did not run are exact"
 
 
-def test_an_interrupt_while_the_cache_is_mended(model: Llama, ids: list[int], tmp_path: Path) -> None:
+def test_an_interrupt_while_the_cache_is_mended(model: Decoder, ids: list[int], tmp_path: Path) -> None:
     """Ctrl-C twice: whoever uses the cache next finishes the work, be it a fork or a session."""
 
     def filled() -> Sequence:
@@ -179,7 +179,7 @@ def test_an_interrupt_while_the_cache_is_mended(model: Llama, ids: list[int], tm
         np.testing.assert_allclose(found, logits, atol=1e-3)
 
 
-def test_exact_prefixes_do_not_keep_restored_tokens(model: Llama, ids: list[int]) -> None:
+def test_exact_prefixes_do_not_keep_restored_tokens(model: Decoder, ids: list[int]) -> None:
     seq = sequence(model, piece=16, **CACHES["mixed"])
     seq.feed(ids[:160])
     assert seq.keep_prefix(ids[:200], exact=True) == 160
@@ -188,7 +188,7 @@ def test_exact_prefixes_do_not_keep_restored_tokens(model: Llama, ids: list[int]
     assert seq.keep_prefix(ids[:200], exact=True) == 0
 
 
-def test_attention_by_pieces_is_that_of_the_whole(model: Llama, ids: list[int]) -> None:
+def test_attention_by_pieces_is_that_of_the_whole(model: Decoder, ids: list[int]) -> None:
     """One layer's attend, 120 rows in one piece and in pieces of 7 and 16; float sums may round otherwise."""
     rng, outs = np.random.default_rng(0), []
     q, k, v = (rng.standard_normal((120, heads, 64), np.float32) for heads in (4, 2, 2))
@@ -201,8 +201,8 @@ def test_attention_by_pieces_is_that_of_the_whole(model: Llama, ids: list[int]) 
         np.testing.assert_allclose(out, outs[0], atol=1e-5)
 
 
-def test_the_promise_of_memory(model: Llama) -> None:
-    """16,384 tokens of a Llama 3.2 1B, the default window, 512 tokens at a time: 0.32 of FP16, at the peak too."""
+def test_the_promise_of_memory(model: Decoder) -> None:
+    """16,384 tokens of a Decoder 3.2 1B, the default window, 512 tokens at a time: 0.32 of FP16, at the peak too."""
     layer = LayerSpec(Attention(32, 8, 64, 64, scale=0.125, rope=None), None)
     shape = replace(model.config, layers=(layer,) * 16)
     plan = CachePlan.of(KVCacheConfig(mixed_kv_cache=True), shape.layers)

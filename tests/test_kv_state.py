@@ -20,7 +20,7 @@ from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
 from mixkv.engine.state.mixed_policy import PIECE
 from mixkv.kernels import LayerFormat, default_backend
-from mixkv.models.llama import Llama
+from mixkv.models.decoder import Decoder
 
 MIXED: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 32, "sink_tokens": 16}
 # 2 layers, 2 KV heads of 64, K and V: 512 numbers a token. FP16: 2 bytes each. Q4_0: 18 bytes for 32 of them.
@@ -28,16 +28,16 @@ FP16, Q4, SCALES = 512 * 2, 512 // 32 * 18, 512 // 32 * 2
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return load_exact(random_llama(tmp_path_factory.mktemp("model") / "llama.gguf"))
 
 
 @pytest.fixture(scope="module")
-def ids(model: Llama) -> list[int]:
+def ids(model: Decoder) -> list[int]:
     return random_ids(model, 300)
 
 
-def filled(model: Llama, ids: list[int], **settings: Any) -> Sequence:
+def filled(model: Decoder, ids: list[int], **settings: Any) -> Sequence:
     seq = sequence(model, **settings)
     seq.feed(ids)
     return seq
@@ -55,7 +55,7 @@ def held_bytes(seq: Sequence) -> int:
 
 
 @pytest.mark.parametrize("n", [1, 16, 17, 62, 63, 64, 150, 300])
-def test_each_token_is_stored_once(model: Llama, ids: list[int], n: int) -> None:
+def test_each_token_is_stored_once(model: Decoder, ids: list[int], n: int) -> None:
     """The gain is in the bytes: sinks and window in FP16, everything else in Q4_0 and nowhere else."""
     seq = filled(model, ids[:n], **MIXED)
     cold = max(0, (n + 1 - 32 - 16) // 16 * 16)
@@ -70,13 +70,13 @@ def test_each_token_is_stored_once(model: Llama, ids: list[int], n: int) -> None
     assert stats.degraded_tokens == 0
 
 
-def test_an_empty_cache_holds_nothing(model: Llama) -> None:
+def test_an_empty_cache_holds_nothing(model: Decoder) -> None:
     stats = sequence(model, **MIXED).cache.stats()
     assert (stats.n_tokens, stats.nbytes, stats.bits_per_element, stats.peak_bytes) == (0, 0, 0.0, 0)
 
 
 @pytest.mark.parametrize("n_batch", [16, 50, 300])
-def test_peak_during_prefill_is_bounded(model: Llama, ids: list[int], n_batch: int) -> None:
+def test_peak_during_prefill_is_bounded(model: Decoder, ids: list[int], n_batch: int) -> None:
     """Others peak above FP16 while they quantize; here: quantized bytes of n tokens, and window + piece + tile hot."""
     seq = filled(model, ids, n_batch=n_batch, **MIXED)
     peak = seq.cache.peak_nbytes
@@ -88,7 +88,7 @@ def test_peak_during_prefill_is_bounded(model: Llama, ids: list[int], n_batch: i
     assert seq.cache.peak_nbytes == 0
 
 
-def test_the_ring_is_allocated_for_window_and_piece_not_for_the_context(model: Llama) -> None:
+def test_the_ring_is_allocated_for_window_and_piece_not_for_the_context(model: Decoder) -> None:
     """Hot rows beyond the ring must not be kept somewhere: the store's own arrays are the memory."""
     for n_batch, piece in ((32, 32), (PIECE, PIECE), (512, PIECE)):
         for n_ctx in (512, 10**5):
@@ -96,7 +96,7 @@ def test_the_ring_is_allocated_for_window_and_piece_not_for_the_context(model: L
             assert policy.hot_tiles == (32 + piece) // 16 + 2
 
 
-def test_truncation_within_the_reserve_is_exact(model: Llama, ids: list[int]) -> None:
+def test_truncation_within_the_reserve_is_exact(model: Decoder, ids: list[int]) -> None:
     """A rejected draft is taken back without a trace: what follows equals the run that never saw it."""
     settings = MIXED | {"rollback_reserve": 20}
     seq = filled(model, ids[:200], **settings)
@@ -109,7 +109,7 @@ def test_truncation_within_the_reserve_is_exact(model: Llama, ids: list[int]) ->
     np.testing.assert_array_equal(got, wanted)
 
 
-def test_truncation_past_the_window_is_reported_and_close(model: Llama, ids: list[int]) -> None:
+def test_truncation_past_the_window_is_reported_and_close(model: Decoder, ids: list[int]) -> None:
     """It works on dequantized values and says so; it never lies about precision."""
     seq = filled(model, ids, **MIXED)
     seq.truncate(150)
@@ -125,7 +125,7 @@ def test_truncation_past_the_window_is_reported_and_close(model: Llama, ids: lis
     assert seq.cache.stats().degraded_tokens == 0
 
 
-def test_truncation_to_nothing_starts_over(model: Llama, ids: list[int]) -> None:
+def test_truncation_to_nothing_starts_over(model: Decoder, ids: list[int]) -> None:
     seq = filled(model, ids, **MIXED)
     seq.truncate(0)
     assert seq.tokens == [] and seq.cache.nbytes == 0
@@ -133,14 +133,14 @@ def test_truncation_to_nothing_starts_over(model: Llama, ids: list[int]) -> None
 
 
 @pytest.mark.parametrize("n", [-1, 301])
-def test_truncation_to_a_length_that_is_not_there(model: Llama, ids: list[int], n: int) -> None:
+def test_truncation_to_a_length_that_is_not_there(model: Decoder, ids: list[int], n: int) -> None:
     seq = filled(model, ids, **MIXED)
     with pytest.raises(mixkv.InputError, match="300 tokens"):
         seq.truncate(n)
     assert seq.cache.n == 300
 
 
-def test_forks_are_independent(model: Llama, ids: list[int]) -> None:
+def test_forks_are_independent(model: Decoder, ids: list[int]) -> None:
     """A shared buffer would let one branch write into the other's past."""
     cache = filled(model, ids[:150], **MIXED).cache
     branches = []
@@ -156,7 +156,7 @@ def test_forks_are_independent(model: Llama, ids: list[int]) -> None:
         np.testing.assert_array_equal(logits, control.feed(tail[35:]))
 
 
-def test_a_full_context_is_an_error_before_anything_is_written(model: Llama, ids: list[int]) -> None:
+def test_a_full_context_is_an_error_before_anything_is_written(model: Decoder, ids: list[int]) -> None:
     """Half a prompt in the cache would make the next call continue from nonsense."""
     seq, control = (filled(model, ids[:90], n_ctx=100, n_batch=8, **MIXED) for _ in range(2))
     before = seq.cache.stats(), list(seq.tokens)
@@ -168,7 +168,7 @@ def test_a_full_context_is_an_error_before_anything_is_written(model: Llama, ids
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 def test_an_exception_in_the_middle_of_a_step_changes_nothing(
-    model: Llama, ids: list[int], error: type[BaseException]
+    model: Decoder, ids: list[int], error: type[BaseException]
 ) -> None:
     """Layer 0 has already written and quantized when layer 1 fails: the retry must not see it."""
     seq, control = (filled(model, ids[:100], **MIXED) for _ in range(2))
@@ -257,7 +257,7 @@ def test_memory_of_a_process_with_a_long_prompt(tmp_path: Path) -> None:
     assert mixed < quantized + (16 + 32 + 64 + 32) * 65536 + scratch < plain
 
 
-def test_caches_of_different_settings_share_nothing(model: Llama, ids: list[int]) -> None:
+def test_caches_of_different_settings_share_nothing(model: Decoder, ids: list[int]) -> None:
     """Two sequences over one model, fed in turn, are as if each were alone."""
     a, b = sequence(model, **MIXED), sequence(model, type_k="q8_0", type_v="q8_0")
     got_a = got_b = None

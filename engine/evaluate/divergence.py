@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.models.llama import F32
+from mixkv.models.batch import F32
 
 F64 = NDArray[np.float64]
 WORK_BYTES = 8 << 20

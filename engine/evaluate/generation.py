@@ -17,7 +17,7 @@ from mixkv.engine.evaluate.windows import Ids
 from mixkv.engine.llm import LLM
 from mixkv.engine.sequence import Sequence as TokenSequence
 from mixkv.kernels.errors import ConfigError
-from mixkv.models.llama import F32
+from mixkv.models.batch import F32
 
 
 @dataclass(frozen=True)
