@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mixkv.kernels import open_backend
 from mixkv.kernels.formats import LayerFormat, decode
+from mixkv.kernels.parts import Norm
 
 NATIVE_IS_BUILT = importlib.util.find_spec("mixkv.kernels._native") is not None
 
@@ -22,6 +23,14 @@ F64 = NDArray[np.float64]
 def native_backend(n_threads: int = 2, isa: str | None = None) -> Any:
     """A native backend, whatever MIXKV_KERNELS asks for: with the methods that only tests call."""
     return open_backend(n_threads, kind="native", isa=isa)
+
+
+def poison_freed_arrays(backend: Any, shape: tuple[int, ...]) -> None:
+    """Leaves NaN in the memory that the next results of this shape are written to, so that holes show."""
+    size = int(np.prod(shape))
+    ones, nans = np.ones((1, size), np.float32), Norm(np.full(size, np.nan, np.float32), 1e-5)
+    kept = [backend.norm(ones, nans) for _ in range(4)]
+    assert np.isnan(kept).all()
 
 
 def first_hot(pos: int, n: int, window: int, sinks: int) -> NDArray[np.int64]:
