@@ -64,7 +64,7 @@ class Run:
     window: int = 33
     hot_tiles: int = 0
     seed: int = 0
-    options: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
@@ -127,8 +127,10 @@ class Run:
             score = cap * np.tanh(score / cap)
         if bias := self.options.get("max_bias", 0.0):
             score = score + slope_of(head, self.n_kv_heads * self.group, bias) * distance
-        weight = np.exp(score - score.max())
-        return weight @ values / weight.sum()
+        sinks = self.options.get("sinks")
+        base = max(score.max(), -np.inf if sinks is None else sinks[head])
+        weight = np.exp(score - base)
+        return weight @ values / (weight.sum() + (0 if sinks is None else np.exp(sinks[head] - base)))
 
 
 def same_bits(a: F32, b: F32) -> bool:
