@@ -45,9 +45,10 @@ class Weights:
 def twins(make: str, native: Any, pairs: dict[str, Any], **common: Any) -> tuple[Any, Any]:
     """The piece `make` of both backends; pairs: arguments that each twin has its own of (or None)."""
     sides = ({name: pair if pair is None else pair[i] for name, pair in pairs.items()} for i in (0, 1))
-    return tuple(
+    native_piece, reference_piece = (
         getattr(backend, make)(**side, **common) for backend, side in zip((native, numpy), sides, strict=True)
-    )  # type: ignore[return-value]
+    )
+    return native_piece, reference_piece
 
 
 def nmse(got: F32, want: F32) -> float:

@@ -111,10 +111,14 @@ MISUSE: dict[str, Callable[[Any], object]] = {
     "attend: tiles never quantized": lambda s: s.attend(0, rows(1), 82, hot(67), scale=1.0),
     "attend: tiles no longer hot": lambda s: s.attend(0, rows(1), 82, hot(3), scale=1.0),
     "attend: empty layer": lambda s: s.attend(1, rows(1), 0, hot(3), scale=1.0),
-    "attend: sinks for other heads": lambda s: s.attend(0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones(3, np.float32)),
+    "attend: sinks for other heads": lambda s: s.attend(
+        0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones(3, np.float32)
+    ),
     "attend: float64 sinks": lambda s: s.attend(0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones(2)),
     "attend: a sink for each token": lambda s: s.attend(0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones((1, 2), F16)),
-    "attend: every other sink": lambda s: s.attend(0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones(4, np.float32)[::2]),
+    "attend: every other sink": lambda s: s.attend(
+        0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones(4, np.float32)[::2]
+    ),
     "reserve: past the context": lambda s: s.reserve(83, N_CTX + 1, 0, 0),
     "reserve: negative": lambda s: s.reserve(-1, 3, 0, 0),
     "reserve: half a tile": lambda s: s.reserve(0, 0, 51, 59),

@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType as T
 from layer_tools import EXACT, ROUNDED, Weights, check_bits, nmse, numpy, twins
 from native_tools import F32, native_backend, poison_freed_arrays, same_bits
 
+from mixkv.kernels.errors import InputError
 from mixkv.kernels.parts import Activation, Norm
 
 pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
@@ -93,6 +94,23 @@ def test_activations(a: Activation, backend: Any) -> None:
             hurt[5] = np.nan
             out = each_alone(backend, a, *((hurt, up) if place is g else (g, hurt)))
             assert np.isnan(out[5]).all() and same_bits(np.delete(out, 5, axis=0), np.delete(got, 5, axis=0))
+
+
+@pytest.mark.parametrize("a", ACTIVATIONS, ids=lambda a: a.kind)
+def test_activations_of_arrays(a: Activation, backend: Any) -> None:
+    """By itself: any shape, many rows in threads, the arguments left as they are, the bits of each row alone."""
+    weights = Weights(backend, 0)
+    for n, m in ((1, 1), (3, 19), (40, 257)):
+        g, u = 3 * weights.vector(n, m), 3 * weights.vector(n, m)
+        before = g.copy(), u.copy()
+        for up in (u, None):
+            poison_freed_arrays(backend, (n, m))
+            got = backend.activate(a, g, up)
+            np.testing.assert_allclose(got, numpy.activate(a, g, up), rtol=1e-5, atol=2e-6)
+            assert same_bits(backend.activate(a, g[-1:], None if up is None else up[-1:]), got[-1:])
+        assert same_bits(g, before[0]) and same_bits(u, before[1])
+    with pytest.raises(InputError, match="u has size"):
+        backend.activate(a, np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32))
 
 
 FFN_KINDS = [
@@ -195,6 +213,7 @@ def test_head(kind: T, rows: int, cols: int, seed: int, backend: Any) -> None:
 def test_pieces_keep_what_they_read() -> None:
     """Weights, norms and vectors that nobody else holds any more."""
     backend = native_backend()
+
     def made() -> Any:
         weights = Weights(backend, 1)
         return backend.NormFFN(

@@ -132,7 +132,8 @@ def test_wrong_parts_are_input_errors() -> None:
         ("NormQKV", "gate", {**qkv, "gate": wide}), ("NormQKV", "wk", {**qkv, "wk": wide}),
         ("NormQKV", "wv", {**qkv, "wv": wide}), ("NormQKV", "wq", {**qkv, "n_heads": 5}),
         ("NormFFN", "gate", {**ffn, "gate": wide}), ("NormFFN", "down", {**ffn, "up": wide, "gate": None}),
-        ("NormFFN", "token_gate", {**ffn, "token_gate": v(65)}), ("NormFFN", "out_norm", {**ffn, "out_norm": Norm(v(1), 0)}),
+        ("NormFFN", "token_gate", {**ffn, "token_gate": v(65)}),
+        ("NormFFN", "out_norm", {**ffn, "out_norm": Norm(v(1), 1e-5)}),
         ("NormFFN", "numbers", {**ffn, "activation": Activation("xielu", (1.0, 2.0))}),
         ("NormFFN", "none of silu", {**ffn, "activation": Activation("relu")}),  # type: ignore[arg-type]
         ("Project", "bias", {"w": w, "bias": v(65)}), ("Head", "norm.gain", {"norm": Norm(v(3), 1e-5), "w": w}),
@@ -151,10 +152,13 @@ def test_wrong_parts_are_input_errors() -> None:
         (backend.norm, (x, Norm(v(63), 1e-5))), (backend.norm, (x, Norm(None, 1e-5), v(1, 64))),
     ]  # fmt: skip
     for call, args_ in calls:
-        with pytest.raises(InputError, match="size|positions"):
+        with pytest.raises(InputError, match=r"size|positions"):
             call(*args_)
     doubles: Any = Norm(np.ones(64), 1e-5)  # type: ignore[arg-type]
-    for make, bad in (("NormFFN", {**ffn, "norm": doubles}), ("NormFFN", {**ffn, "up": None}),
-                      ("NormFFN", {**ffn, "out_norm": Norm(v(128)[::2], 1e-5)}), ("Head", {"norm": None, "w": 3})):  # fmt: skip
+    strided = Norm(v(128)[::2], 1e-5)
+    for make, bad in (
+        ("NormFFN", {**ffn, "norm": doubles}), ("NormFFN", {**ffn, "up": None}), ("Head", {"norm": None, "w": 3}),
+        ("NormFFN", {**ffn, "out_norm": strided}),
+    ):  # fmt: skip
         with pytest.raises(TypeError):
             getattr(backend, make)(**bad)
