@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixkv.kernels.contract import Head, KVStore, NormFFN, NormQKV, PagePool, Weight
+from mixkv.kernels.contract import KVStore, PagePool
+from mixkv.kernels.contract_parts import FeedForward, Head, NormLinear, NormQKV, Project, Weight
+from mixkv.kernels.parts import Activation, Norm, Rotation, Temperature
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -37,18 +39,30 @@ class Backend:
         """
 
     def embed(self, w: Weight, ids: I32) -> F32: ...
-    def rms_norm(self, x: F32, gain: F32, eps: float) -> F32: ...
     def linear(self, x: F32, w: Weight, bias: F32 | None = None, residual: F32 | None = None) -> F32: ...
+    def norm(self, x: F32, norm: Norm, residual: F32 | None = None) -> F32: ...
+    def activate(self, activation: Activation, g: F32, u: F32 | None) -> F32: ...
     def NormQKV(
-        self, *, norm: F32, eps: float, wq: Weight, wk: Weight, wv: Weight, bq: F32 | None = None,
-        bk: F32 | None = None, bv: F32 | None = None, q_norm: F32 | None = None, k_norm: F32 | None = None,
-        inv_freq: F32, interleaved: bool, rope_scale: float = 1.0, n_heads: int, n_kv_heads: int, head_dim: int,
+        self, *, norm: Norm | None, wq: Weight, wk: Weight | None, wv: Weight | None, gate: Weight | None = None,
+        bq: F32 | None = None, bk: F32 | None = None, bv: F32 | None = None, q_norm: Norm | None = None,
+        k_norm: Norm | None = None, v_norm: Norm | None = None, norms_last: bool = False,
+        rotation: Rotation | None = None, temperature: Temperature | None = None, n_heads: int, n_kv_heads: int,
+        head_dim: int,
     ) -> NormQKV: ...  # fmt: skip
+    def NormLinear(
+        self, *, norm: Norm | None, weights: Sequence[Weight], biases: Sequence[F32 | None] = ()
+    ) -> NormLinear: ...
+    def Project(
+        self, *, w: Weight, bias: F32 | None = None, out_norm: Norm | None = None, scale: float = 1.0
+    ) -> Project: ...
     def NormFFN(
-        self, *, norm: F32, eps: float, gate: Weight, up: Weight, down: Weight, gate_bias: F32 | None = None,
-        up_bias: F32 | None = None, down_bias: F32 | None = None,
-    ) -> NormFFN: ...  # fmt: skip
-    def Head(self, *, norm: F32, eps: float, w: Weight) -> Head: ...
+        self, *, norm: Norm | None, gate: Weight | None, up: Weight, down: Weight, gate_bias: F32 | None = None,
+        up_bias: F32 | None = None, down_bias: F32 | None = None, activation: Activation = ...,
+        token_gate: F32 | None = None, out_norm: Norm | None = None, scale: float = 1.0,
+    ) -> FeedForward: ...  # fmt: skip
+    def Head(
+        self, *, norm: Norm | None, w: Weight, bias: F32 | None = None, scale: float = 1.0, softcap: float = 0.0
+    ) -> Head: ...
     def KVStore(
         self, layers: Sequence[Any], *, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_ctx: int,
         sink_tokens: int, hot_tiles: int, pool: Any = None,
@@ -56,7 +70,7 @@ class Backend:
     def page_pool(self, budget: int | None = None) -> PagePool: ...
     def step_batch(
         self, layer: int, stores: Sequence[Any], q: F32, k: F32, v: F32, orders: Sequence[tuple[int, I64, int, int]], *,
-        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0,
+        scale: float, softcap: float = 0.0, max_bias: float = 0.0, window: int = 0, sinks: F32 | None = None,
     ) -> F32: ...  # fmt: skip
     def attend_segment_rows(
         self, q: F32, k: U8, type_k: str, v: U8, type_v: str, head_dim_v: int, mask: F32 | None, m: F32, s: F32,

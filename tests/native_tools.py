@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from mixkv.kernels import open_backend
 from mixkv.kernels.formats import LayerFormat, decode
+from mixkv.kernels.parts import Norm
 
 NATIVE_IS_BUILT = importlib.util.find_spec("mixkv.kernels._native") is not None
 
@@ -22,6 +23,14 @@ F64 = NDArray[np.float64]
 def native_backend(n_threads: int = 2, isa: str | None = None) -> Any:
     """A native backend, whatever MIXKV_KERNELS asks for: with the methods that only tests call."""
     return open_backend(n_threads, kind="native", isa=isa)
+
+
+def poison_freed_arrays(backend: Any, shape: tuple[int, ...]) -> None:
+    """Leaves NaN in the memory that the next results of this shape are written to, so that holes show."""
+    size = int(np.prod(shape))
+    ones, nans = np.ones((1, size), np.float32), Norm(np.full(size, np.nan, np.float32), 1e-5)
+    kept = [backend.norm(ones, nans) for _ in range(4)]
+    assert np.isnan(kept).all()
 
 
 def first_hot(pos: int, n: int, window: int, sinks: int) -> NDArray[np.int64]:
@@ -55,7 +64,7 @@ class Run:
     window: int = 33
     hot_tiles: int = 0
     seed: int = 0
-    options: dict[str, float] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         rng = np.random.default_rng(self.seed)
@@ -118,8 +127,10 @@ class Run:
             score = cap * np.tanh(score / cap)
         if bias := self.options.get("max_bias", 0.0):
             score = score + slope_of(head, self.n_kv_heads * self.group, bias) * distance
-        weight = np.exp(score - score.max())
-        return weight @ values / weight.sum()
+        sinks = self.options.get("sinks")
+        base = max(score.max(), -np.inf if sinks is None else sinks[head])
+        weight = np.exp(score - base)
+        return weight @ values / (weight.sum() + (0 if sinks is None else np.exp(sinks[head] - base)))
 
 
 def same_bits(a: F32, b: F32) -> bool:

@@ -111,6 +111,14 @@ MISUSE: dict[str, Callable[[Any], object]] = {
     "attend: tiles never quantized": lambda s: s.attend(0, rows(1), 82, hot(67), scale=1.0),
     "attend: tiles no longer hot": lambda s: s.attend(0, rows(1), 82, hot(3), scale=1.0),
     "attend: empty layer": lambda s: s.attend(1, rows(1), 0, hot(3), scale=1.0),
+    "attend: sinks for other heads": lambda s: s.attend(
+        0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones(3, np.float32)
+    ),
+    "attend: float64 sinks": lambda s: s.attend(0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones(2)),
+    "attend: a sink for each token": lambda s: s.attend(0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones((1, 2), F16)),
+    "attend: every other sink": lambda s: s.attend(
+        0, rows(1), 82, hot(51), scale=1.0, sinks=np.ones(4, np.float32)[::2]
+    ),
     "reserve: past the context": lambda s: s.reserve(83, N_CTX + 1, 0, 0),
     "reserve: negative": lambda s: s.reserve(-1, 3, 0, 0),
     "reserve: half a tile": lambda s: s.reserve(0, 0, 51, 59),
@@ -119,6 +127,9 @@ MISUSE: dict[str, Callable[[Any], object]] = {
     "step: k and q of other lengths": lambda s: s.step(0, rows(1), rows(2), rows(2, 16), 83, hot(51), 0, 0, scale=1.0),
     "step: tiles": lambda s: s.step(0, rows(1), rows(1), rows(1, 16), 83, hot(51), 51, 60, scale=1.0),
     "step: a gap before it": lambda s: s.step(0, rows(1), rows(1), rows(1, 16), 90, hot(51), 0, 0, scale=1.0),
+    "step: sinks for other heads": lambda s: s.step(
+        0, rows(1), rows(1), rows(1, 16), 83, hot(51), 0, 0, scale=1.0, sinks=np.ones(1, np.float32)
+    ),
     "step: float64 queries": lambda s: s.step(
         0, rows(1, dtype=np.float64), rows(1), rows(1, 16), 83, hot(51), 0, 0, scale=1.0
     ),

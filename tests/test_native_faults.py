@@ -18,6 +18,7 @@ import pytest
 from native_tools import F32, native_backend
 
 from mixkv.kernels import LayerFormat
+from mixkv.kernels.parts import Norm, Rotation
 
 pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
 pytestmark = pytest.mark.skipif(
@@ -135,9 +136,8 @@ def jobs(backend: Any) -> list[Callable[[], F32]]:
     rng = np.random.default_rng(1)
     dim = 256
     w = backend.pack(rng.standard_normal((dim, dim), np.float32).view(np.uint8), 0, dim)
-    norm, freq = np.ones(dim, np.float32), np.ones(16, np.float32)
-    qkv = backend.NormQKV(norm=norm, eps=1e-5, wq=w, wk=w, wv=w, inv_freq=freq, interleaved=True, n_heads=8,
-                          n_kv_heads=8, head_dim=32)  # fmt: skip
+    norm, rotation = Norm(np.ones(dim, np.float32), 1e-5), Rotation(np.ones(16, np.float32), True)
+    qkv = backend.NormQKV(norm=norm, wq=w, wk=w, wv=w, rotation=rotation, n_heads=8, n_kv_heads=8, head_dim=32)
     x = rng.standard_normal((200, dim), np.float32)
     k = rng.standard_normal((200, 8, 32), np.float32)
     store = backend.KVStore(

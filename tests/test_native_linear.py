@@ -1,4 +1,4 @@
-"""The native linear kernels against float64, GGML's dequantization (the gguf package) and the NumPy twin.
+"""The native linear kernels against float64, GGML's dequantization (the gguf package).
 
 Every weight type x every instruction set of this machine x shapes that divide nothing. Where the bound comes from:
 activations are rounded to int8 per block of 32, whose relative error is about (2 max/127)^2/12 of the block's power, so
@@ -7,49 +7,22 @@ NMSE against unrounded activations stays far below 5e-4; on the rounded activati
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
-from gguf.quants import dequantize, quantize
-from native_tools import native_backend
+from native_tools import native_backend, poison_freed_arrays
 from numpy.typing import NDArray
-
-from mixkv.kernels import open_backend
+from weight_tools import dense_of, random_raw
 
 native: Any = pytest.importorskip("mixkv.kernels._native", reason="the native extension is not built here")
-numpy: Any = open_backend(1, kind="reference")
 
 F32 = NDArray[np.float32]
-U8 = NDArray[np.uint8]
 TYPES = [*(T(number) for _, number in native.weight_types()), T.F64]
 FLOATS = (T.F32, T.F16, T.BF16, T.F64)
 QUANTS = [t for t in TYPES if t not in FLOATS]
-SCALE_BYTES = {  # where raw blocks keep FP16 scales, for the types that gguf cannot quantize to
-    T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q4_K: (0, 2), T.Q5_K: (0, 2), T.Q6_K: (208,), T.IQ4_NL: (0,), T.IQ4_XS: (0,),
-}  # fmt: skip
-
-
-def random_raw(kind: T, rows: int, cols: int, rng: np.random.Generator) -> U8:
-    """A random matrix as the bytes of a GGUF file, (rows, row_bytes); scales have both signs."""
-    dense = rng.standard_normal((rows, cols)).astype(np.float32)
-    if kind == T.F64:
-        return dense.astype(np.float64).view(np.uint8)
-    if kind not in SCALE_BYTES:
-        return quantize(dense, kind).view(np.uint8).reshape(rows, -1)
-    block, size = GGML_QUANT_SIZES[kind]
-    raw = rng.integers(0, 256, (rows, cols // block, size), dtype=np.uint8)
-    for at in SCALE_BYTES[kind]:
-        scales = (rng.standard_normal((rows, cols // block)) * 0.01).astype(np.float16)
-        raw[:, :, at : at + 2] = scales[..., None].view(np.uint8)
-    return raw.reshape(rows, -1)
-
-
-def dense_of(raw: U8, kind: T) -> F32:
-    return raw.view(np.float64).astype(np.float32) if kind == T.F64 else dequantize(raw, kind)
 
 
 def random_x(n: int, cols: int, rng: np.random.Generator) -> F32:
@@ -63,14 +36,6 @@ def random_x(n: int, cols: int, rng: np.random.Generator) -> F32:
 def nmse(got: F32, want: NDArray[np.float64]) -> float:
     assert not np.isnan(got).any()
     return float(((got - want) ** 2).sum() / (want**2).sum())
-
-
-def poison_freed_arrays(backend: Any, shape: tuple[int, ...]) -> None:
-    """Leaves NaN in the memory that the next results of this shape are written to, so that holes show."""
-    size = int(np.prod(shape))
-    ones, nans = np.ones((1, size), np.float32), np.full(size, np.nan, np.float32)
-    kept = [backend.rms_norm(ones, nans, 1e-5) for _ in range(2)]
-    assert np.isnan(kept).all()
 
 
 def shapes(kind: T) -> list[tuple[int, int]]:
@@ -170,85 +135,3 @@ def test_long_prompts_and_chunks(kind: T, backend: Any) -> None:
         pieces = [backend.linear(x[i : i + chunk], w) for i in range(0, last, chunk)]
         joined = np.concatenate(pieces)
         np.testing.assert_array_equal(joined, whole[: len(joined)], err_msg=f"chunks of {chunk}")
-
-
-def test_rms_norm(backend: Any) -> None:
-    rng = np.random.default_rng()
-    for n, dim in ((1, 1), (3, 63), (2, 64), (5, 257), (1, 2048)):
-        x, gain = rng.standard_normal((n, dim), np.float32), rng.standard_normal(dim, np.float32)
-        np.testing.assert_allclose(backend.rms_norm(x, gain, 1e-5), numpy.rms_norm(x, gain, 1e-5), rtol=2e-6, atol=1e-6)
-
-
-Pack = Callable[[T, int, int], tuple[Any, Any]]
-
-
-@pytest.fixture
-def pack(backend: Any) -> Pack:
-    """Random weights for both backends: (native exact, reference)."""
-    rng = np.random.default_rng()
-
-    def make(kind: T, rows: int, cols: int) -> tuple[Any, Any]:
-        raw = random_raw(kind, rows, cols, rng)
-        return backend.pack(raw, int(kind), cols), numpy.pack(raw, int(kind), cols)
-
-    return make
-
-
-@pytest.mark.parametrize("interleaved", [False, True])
-@pytest.mark.parametrize(("head_dim", "rot", "kinds"), [
-    (64, 64, (T.Q4_0, T.Q4_0, T.Q4_0)), (8, 8, (T.F32, T.F32, T.F16)), (80, 40, (T.Q4_K, T.Q4_K, T.Q6_K)),
-    (64, 64, (T.Q8_0, T.F16, T.Q5_1)), (128, 0, (T.Q8_0, T.Q8_0, T.Q8_0)),
-])  # fmt: skip
-def test_norm_qkv(head_dim: int, rot: int, kinds: tuple[T, T, T], interleaved: bool, backend: Any, pack: Pack) -> None:
-    """Against the NumPy twin, with biases and per-head norms; values may be wider than keys; one token = many."""
-    rng = np.random.default_rng()
-    dim, heads, kv = 256, 4, 2
-    rows = (heads * head_dim, kv * head_dim, kv * (head_dim + 16))
-    pairs = [pack(kind, r, dim) for kind, r in zip(kinds, rows, strict=True)]
-    common = {
-        "norm": rng.standard_normal(dim, np.float32), "eps": 1e-5, "interleaved": interleaved, "rope_scale": 1.19,
-        "inv_freq": (10000.0 ** -(np.arange(rot // 2) / max(rot // 2, 1))).astype(np.float32), "n_heads": heads,
-        "n_kv_heads": kv, "head_dim": head_dim,
-    }  # fmt: skip
-    for name, size in (("bq", rows[0]), ("bk", rows[1]), ("bv", rows[2]), ("q_norm", head_dim), ("k_norm", head_dim)):
-        common[name] = rng.standard_normal(size, np.float32)
-    fast = backend.NormQKV(wq=pairs[0][0], wk=pairs[1][0], wv=pairs[2][0], **common)
-    slow = numpy.NormQKV(wq=pairs[0][1], wk=pairs[1][1], wv=pairs[2][1], **common)
-    x, at = rng.standard_normal((21, dim), np.float32), rng.integers(0, 5000, 21)
-    got, want = fast(x, at), slow(x, at)
-    for name, g, w in zip("qkv", got, want, strict=True):
-        assert g.shape == w.shape
-        assert nmse(g, w.astype(np.float64)) < 5e-4, name
-    for m in (1, 2, 5):
-        for name, g, one in zip("qkv", got, fast(x[7 : 7 + m], at[7 : 7 + m]), strict=True):
-            np.testing.assert_array_equal(one, g[7 : 7 + m], err_msg=f"{name}, {m} tokens")
-
-
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("kinds", [
-    (T.Q4_0, T.Q4_0, T.Q4_0), (T.Q4_K, T.Q4_K, T.Q6_K), (T.Q8_0, T.F16, T.Q8_0), (T.F32, T.F32, T.F32),
-    (T.Q4_0, T.Q4_0, T.F16),
-], ids=lambda k: "-".join(t.name for t in k))  # fmt: skip
-def test_norm_ffn_and_head(kinds: tuple[T, T, T], biased: bool, backend: Any, pack: Pack) -> None:
-    """Against the NumPy twin, with and without biases; the same bits for any number of tokens and threads."""
-    rng = np.random.default_rng()
-    dim, hidden = (256, 768) if kinds[0] != T.F32 else (72, 172)
-    gate, up, down = pack(kinds[0], hidden, dim), pack(kinds[1], hidden, dim), pack(kinds[2], dim, hidden)
-    norm = rng.standard_normal(dim, np.float32)
-    x = rng.standard_normal((35, dim), np.float32)
-    common: dict[str, Any] = {"norm": norm, "eps": 1e-6}
-    if biased:
-        sizes = {"gate_bias": hidden, "up_bias": hidden, "down_bias": dim}
-        common |= {name: rng.standard_normal(size, np.float32) for name, size in sizes.items()}
-    fast = backend.NormFFN(gate=gate[0], up=up[0], down=down[0], **common)
-    slow = numpy.NormFFN(gate=gate[1], up=up[1], down=down[1], **common)
-    poison_freed_arrays(backend, x.shape)
-    got = fast(x)
-    assert nmse(got, slow(x).astype(np.float64)) < (1e-11 if kinds[0] == T.F32 else 5e-4)
-    for m in (1, 2, 9, 20):
-        np.testing.assert_array_equal(fast(x[:m]), got[:m])
-    for threads in (1, 3, 8):
-        other = native_backend(threads, isa=backend.isa).NormFFN(gate=gate[0], up=up[0], down=down[0], **common)
-        np.testing.assert_array_equal(other(x), got)
-    logits = backend.Head(w=gate[0], norm=norm, eps=1e-6)(x)
-    assert nmse(logits, numpy.Head(w=gate[1], norm=norm, eps=1e-6)(x).astype(np.float64)) < 5e-4

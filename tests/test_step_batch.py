@@ -16,13 +16,13 @@ from mixkv.kernels.formats import LayerFormat
 KINDS = ["reference", *["native"] * NATIVE_IS_BUILT]
 Q4 = LayerFormat("q4_0", "q4_0", rotate_k=True, rotate_v=True, q4_scale="unbiased")
 FORMATS = [Q4, LayerFormat("f16", "f16"), LayerFormat("q8_0", "f16", hot_v="f32"), LayerFormat("f32", "q4_0")]
-OPTIONS = [{}, {"window": 100}, {"max_bias": 8.0}, {"softcap": 3.0}]
+OPTIONS = [{}, {"window": 100}, {"max_bias": 8.0}, {"softcap": 3.0}, {"sinks": np.array([0.5, -2, 3, 0], np.float32)}]
 
 
 class Job:
     """A sequence that is fed [cuts[i], cuts[i + 1]) in step i, by itself or with others."""
 
-    def __init__(self, rng: np.random.Generator, *, most: int, short: bool, options: dict[str, float]) -> None:
+    def __init__(self, rng: np.random.Generator, *, most: int, short: bool, options: dict[str, Any]) -> None:
         n = int(rng.integers(2, most))
         fmt = FORMATS[rng.integers(len(FORMATS))]
         sinks, window = int(rng.integers(0, 20)), int(rng.integers(0, 90))
@@ -98,7 +98,7 @@ def test_batches_that_cannot_be_are_refused_and_nothing_is_written(kind: str) ->
         {"orders": [first, (0, second[1])]}, {"orders": [first, (60, np.array([5]), 5, 5)]},
         {"orders": [first, (0, np.array([5], np.int32), 5, 5)]},
         {"orders": [first, (0, np.array([5]), 5, 20)]}, {"stores": [one, two, two.copy()]},
-        {"stores": [one], "orders": [first]},
+        {"stores": [one], "orders": [first]}, {"sinks": np.zeros(3, np.float32)}, {"sinks": np.zeros(4)},
     ):  # fmt: skip
         with pytest.raises(InputError, match="step_batch"):
             backend.step_batch(**good | wrong, scale=1.0)

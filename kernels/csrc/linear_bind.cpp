@@ -8,6 +8,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/unique_ptr.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -56,30 +57,47 @@ nb::object embed(PyBackend& on, const Weight& w, Ids ids) {
     return out;
 }
 
+// f(t) for rows t of n, in threads where there are many; few need no turn, as they use nothing of the backend's.
+template <class F>
+void for_rows(PyBackend& on, int n, F f) {
+    constexpr int per_task = 16;
+    auto rows = [&](int task) {
+        for (int t = task * per_task; t < std::min(n, (task + 1) * per_task); ++t) f(t);
+    };
+    if (n > per_task)
+        return on_turn(*on, [&] { (*on).parallel_for(ceil_div(n, per_task), [&](int task, int) { rows(task); }); });
+    nb::gil_scoped_release nogil;
+    rows(0);
+}
+
 nb::object norm(PyBackend& on, In2 x, nb::object norm, std::optional<In2> residual) {
     Parts parts;
-    const int n = int(x.shape(0)), dim = int(x.shape(1));
+    const int dim = int(x.shape(1));
     const std::optional<Norm> part = parts.norm(norm, dim, "norm");
     if (!part) throw nb::type_error("norm is None");
     const float* plus = optional_rows(residual, x.shape(0), dim, "residual");
     float* y;
     nb::object out = new_array(y, {x.shape(0), x.shape(1)});
-    auto rows = [&](int t0, int t1) {
-        for (int t = t0; t < t1; ++t) {
-            const int64_t at = int64_t(t) * dim;
-            apply_norm(*on, *part, x.data() + at, 1, dim, y + at);
-            if (plus) (*on).linear.scale(y + at, 1.0f, plus + at, dim);
-        }
-    };
-    constexpr int per_task = 16;
-    if (n > per_task) {
-        on_turn(*on, [&] {
-            (*on).parallel_for(ceil_div(n, per_task), [&](int i, int) { rows(i * per_task, std::min(n, (i + 1) * per_task)); });
-        });
-    } else {  // without threads or memory of the backend's: no turn is needed
-        nb::gil_scoped_release nogil;
-        rows(0, n);
-    }
+    for_rows(on, int(x.shape(0)), [&](int t) {
+        const int64_t at = int64_t(t) * dim;
+        apply_norm(*on, *part, x.data() + at, 1, dim, y + at);
+        if (plus) (*on).linear.scale(y + at, 1.0f, plus + at, dim);
+    });
+    return out;
+}
+
+nb::object activate(PyBackend& on, nb::object activation, In2 g, std::optional<In2> u) {
+    Parts parts;
+    const Activation act = parts.activation(activation);
+    const int cols = int(g.shape(1));
+    const float* times = optional_rows(u, g.shape(0), cols, "u");
+    float* y;
+    nb::object out = new_array(y, {g.shape(0), g.shape(1)});
+    for_rows(on, int(g.shape(0)), [&](int t) {
+        const int64_t at = int64_t(t) * cols;
+        std::copy_n(g.data() + at, cols, y + at);
+        (*on).linear.activate(&act, y + at, times ? times + at : nullptr, cols);
+    });
     return out;
 }
 
@@ -154,6 +172,7 @@ void bind_linear(nb::module_& m, nb::class_<PyBackend>& backend) {
         .def("pack", &pack, "raw"_a.noconvert(), "ggml_type"_a, "cols"_a, "exact"_a = false, "dense"_a = false,
              "raw (rows, row_bytes) uint8 as in the file; packed in threads, `raw` is not kept.")
         .def("embed", &embed, "w"_a, "ids"_a.noconvert())
+        .def("activate", &activate, "activation"_a, "g"_a.noconvert(), "u"_a.noconvert().none())
         .def("norm", &norm, "x"_a.noconvert(), "norm"_a.none(), "residual"_a.noconvert() = nb::none())
         .def("linear", &linear, "x"_a.noconvert(), "w"_a, "bias"_a.noconvert() = nb::none(),
              "residual"_a.noconvert() = nb::none())
