@@ -118,7 +118,8 @@ class Backend(Protocol):
         """x w^T + bias + residual: x (n, cols), bias (rows,), residual (n, rows) -> (n, rows)."""
 
     def pack_experts(self, raw: U8, ggml_type: int, cols: int, exact: bool = False, dense: bool = False) -> Experts:
-        """As `pack`, raw (n_experts, rows, row_bytes)."""
+        """As `pack`, raw (n_experts, rows, row_bytes); experts may lie apart in memory (a slice of each one's rows), the
+        rows of one may not."""
 
     def norm(self, x: F32, norm: Norm, residual: F32 | None = None) -> F32:
         """norm of rows x (n, dim), plus residual (n, dim)."""
@@ -162,7 +163,7 @@ class Backend(Protocol):
         selection_bias: F32 | None = None, down_scale: F32 | None = None, out_norm: Norm | None = None,
         scale: float = 1.0,
     ) -> FeedForward:  # fmt: skip
-        """f(h) = sum over a token's experts, in the order of their weights, of weight * down(activation(gate h, up h)).
+        """f(h) = sum over a token's experts, in the order of their choice, of weight * down(activation(gate h, up h)).
 
         router (n_experts, dim) reads router_norm(x), or what the experts read where that is None; its bias and the
         selection bias (n_experts,). Biases of experts (n_experts, .), down_scale (n_experts,) on what each gives.

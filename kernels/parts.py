@@ -71,11 +71,12 @@ SILU = Activation()
 class Routing:
     """Which experts a token goes to and with what weight; p are the router's products.
 
-    gating: "softmax" or "sigmoid" of p over all experts, or "softmax of chosen" ones after the choice. The n_used
-    largest are taken (of p itself where gating comes after; a selection bias counts for the choice alone), the lower
-    number first where two are equal. n_groups > 1: the groups with the n_groups_used largest sums of their two best are
-    the only ones to choose from. normalize: weights are divided by their sum, at least 6.1e-5; then times scale.
-    on_input: the weight multiplies what an expert reads instead of what it gives (Llama 4).
+    gating: "softmax" or "sigmoid" of p over all experts, or "softmax of chosen" ones after the choice. The experts with
+    the n_used largest p are taken; with a selection bias, which counts for the choice alone, or groups, those with the
+    largest scores, bias added. n_groups > 1: the groups with the n_groups_used largest sums of their two best are the
+    only ones to choose from. Everywhere the lower number comes first where two are equal, and NaN after all numbers.
+    normalize: weights are divided by their sum, at least 6.1e-5; then times scale. on_input: the weight multiplies what
+    an expert reads instead of what it gives (Llama 4).
     """
 
     n_experts: int

@@ -23,16 +23,13 @@ def route(p: F32, routing: Routing, selection_bias: F32 | None) -> tuple[NDArray
         score = _softmax(p)
     elif r.gating == "sigmoid":
         score = sigmoid(p)
-    choice = score if selection_bias is None else score + selection_bias
-    if r.n_groups > 1:
-        groups = choice.reshape(len(p), r.n_groups, -1)
-        best = np.sort(groups, axis=2)[:, :, -2:].sum(axis=2, dtype=np.float32)
-        kept = _largest(best, r.n_groups_used)
-        allowed = np.zeros(best.shape, bool)
-        np.put_along_axis(allowed, kept, True, axis=1)
-        choice = np.where(allowed[:, :, None], groups, np.float32(-np.inf)).reshape(p.shape)
-    chosen = _largest(choice, r.n_used)
-    weights = np.take_along_axis(score, chosen, axis=1)
+    if selection_bias is None and r.n_groups == 1:
+        chosen = _largest(p, r.n_used)  # both kinds of score rise with p, which tells apart what they round to the same
+    else:
+        choice = score if selection_bias is None else score + selection_bias
+        allowed = _experts_of_best_groups(choice, r)
+        chosen = _take(allowed, _largest(_take(choice, allowed), r.n_used))
+    weights = _take(score, chosen)
     if r.gating == "softmax of chosen":
         weights = _softmax(weights)
     elif r.normalize:
@@ -40,13 +37,30 @@ def route(p: F32, routing: Routing, selection_bias: F32 | None) -> tuple[NDArray
     return chosen, (weights * np.float32(r.scale)).astype(np.float32)
 
 
+def _experts_of_best_groups(choice: F32, r: Routing) -> NDArray[np.intp]:
+    """Experts (n, n_groups_used * group size) that a token may choose from, in rising order."""
+    n, size = len(choice), r.n_experts // r.n_groups
+    if r.n_groups == 1:
+        return np.tile(np.arange(size), (n, 1))
+    groups = choice.reshape(n * r.n_groups, size)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        best = _take(groups, _largest(groups, 2)).sum(axis=1, dtype=np.float32).reshape(n, r.n_groups)
+    kept = np.sort(_largest(best, r.n_groups_used), axis=1)
+    return (kept[:, :, None] * size + np.arange(size)).reshape(n, r.n_groups_used * size)
+
+
 def _largest(x: F32, n: int) -> NDArray[np.intp]:
-    """Places (rows, n) of the n largest of each row, largest first, the lower place first where two are equal."""
+    """Places (rows, n) of the n largest of each row, largest first, the lower place first where two are equal, NaN last."""
     return np.argsort(-x, axis=1, kind="stable")[:, :n]
 
 
+def _take(x: NDArray[Any], places: NDArray[np.intp]) -> NDArray[Any]:
+    return np.take_along_axis(x, places, axis=1)
+
+
 def _softmax(p: F32) -> F32:
-    e = np.exp(p - p.max(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # of infinity comes NaN
+        e = np.exp(p - p.max(axis=1, keepdims=True))
     return (e / e.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
@@ -86,8 +100,7 @@ class RoutedFFN:
         """What an expert makes of rows h (n, dim)."""
 
         def product(rows: F32, experts: Experts, bias: F32 | None) -> F32:
-            y = rows @ experts.matrix(expert).T
-            return y if bias is None else y + bias[expert]
+            return linear(rows, experts.of(expert), None if bias is None else bias[expert])
 
         up = product(h, self.up, self.up_bias)
         g, u = (up, np.float32(1)) if self.gate is None else (product(h, self.gate, self.gate_bias), up)

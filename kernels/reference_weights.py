@@ -50,15 +50,14 @@ class Experts:
 
     def __init__(self, raw: NDArray[np.uint8], ggml_type: int, cols: int, dense: bool = False) -> None:
         self.n, self.rows, self.cols = raw.shape[0], raw.shape[1], cols
-        self._all = Weight(raw.reshape(self.n * self.rows, raw.shape[2]), ggml_type, cols, dense)
+        self._weights = [Weight(matrix, ggml_type, cols, dense) for matrix in raw]
 
     @property
     def nbytes(self) -> int:
-        return self._all.nbytes
+        return sum(w.nbytes for w in self._weights)
 
-    def matrix(self, expert: int) -> F32:
-        """(rows, cols) float32."""
-        return self._all.rows_as_float(slice(expert * self.rows, (expert + 1) * self.rows))
+    def of(self, expert: int) -> Weight:
+        return self._weights[expert]
 
 
 def linear(x: F32, w: Weight, bias: F32 | None = None, residual: F32 | None = None) -> F32:

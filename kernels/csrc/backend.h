@@ -27,6 +27,7 @@ public:
     Pool pool;
 
     ActivationMemory activations, hidden;
+    RoutedMemory routed;
     Scratch of_threads, by_token;
     CosineTables cosines;
     AttentionMemory attention;

@@ -54,8 +54,12 @@ void on_turn(Backend& on, F&& f) {
     if (const int n = on.pool.take_missing()) warn_of_missing_threads(n, on);
 }
 
+// MIXKV_ACTIVATIONS=f32 makes every weight exact: float32 activations and dequantized weights, slow, for comparisons.
+bool exact_by_default();
+
 void bind_linear(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_layers(nb::module_& m, nb::class_<PyBackend>& backend);
+void bind_routed(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend);
 
 }  // namespace mixkv

@@ -15,18 +15,18 @@
 #include <string>
 
 namespace mixkv {
-namespace {
 
-using Raw = Array<const uint8_t, -1, -1>;
-using Ids = Array<const int32_t, -1>;
-
-// MIXKV_ACTIVATIONS=f32 makes every weight exact: float32 activations and dequantized weights, slow, for comparisons.
 bool exact_by_default() {
     const char* v = std::getenv("MIXKV_ACTIVATIONS");
     if (!v || !*v || std::strcmp(v, "int8") == 0) return false;
     if (std::strcmp(v, "f32") == 0) return true;
     throw ConfigError("MIXKV_ACTIVATIONS=" + std::string(v) + " is neither int8 nor f32");
 }
+
+namespace {
+
+using Raw = Array<const uint8_t, -1, -1>;
+using Ids = Array<const int32_t, -1>;
 
 // `dense` is for the NumPy twin, which then dequantizes once instead of at every use; packed weights need no such
 // thing.

@@ -69,5 +69,6 @@ NB_MODULE(_native, m) {
                  "Bytes a second read from memory by all threads, in one pass over n_bytes of fresh memory.");
     bind_linear(m, backend);
     bind_layers(m, backend);
+    bind_routed(m, backend);
     bind_kv(m, backend);
 }

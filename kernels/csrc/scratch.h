@@ -63,6 +63,13 @@ struct ActivationMemory {
     QuantX quantx(int n, int cols);
 };
 
+// What routed experts need beside those (routed.cpp): the router's products, each token's choice, the rows that experts
+// read, those sorted, and what down gives.
+struct RoutedMemory {
+    Scratch products, chosen, weights, parts;
+    ActivationMemory rows, sorted;
+};
+
 // cos and sin of the angles by which RoPE turns rows at positions (n), (n, rot / 2) each, times scale.
 struct Cosines {
     std::vector<float> inv_freq;

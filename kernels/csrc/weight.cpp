@@ -134,7 +134,8 @@ void interleave_f64(const uint8_t* const rows[group_rows], int cols, float* out)
 
 }  // namespace
 
-Weight::Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact)
+Weight::Weight(Backend& on, const uint8_t* raw, size_t matrix_bytes, size_t row_bytes, int count, int rows, int cols,
+               int ggml_type, bool exact)
     : ggml_type_(ggml_type), exact_(exact) {
     const bool f64 = ggml_type == ggml_f64;
     const int format = f64 ? int(fmt_F32) : format_of_ggml(ggml_type);
@@ -157,19 +158,21 @@ Weight::Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int 
         packed_.q_panel = size_t(cols / block_cols) * q_block * panel_groups;
         packed_.s_panel = size_t(cols / info.raw_cols) * unit * panel_groups;
     }
-    memory_ = Buffer(size_t(panels()) * panel_bytes());
-    uint8_t *q = memory_.data(), *s = q + size_t(panels()) * packed_.q_panel;
+    const int all_panels = count * panels();
+    memory_ = Buffer(size_t(all_panels) * panel_bytes());
+    uint8_t *q = memory_.data(), *s = q + size_t(all_panels) * packed_.q_panel;
     packed_.q = q;
     packed_.s = s;
 
-    const int per_task = int(std::clamp<size_t>((256 << 10) / panel_bytes(), 1, size_t(panels())));
-    on.parallel_for((panels() + per_task - 1) / per_task, [&](int task, int) {
-        const int end = std::min(panels(), (task + 1) * per_task) * panel_groups;
+    const int per_task = int(std::clamp<size_t>((256 << 10) / panel_bytes(), 1, size_t(all_panels)));
+    const int matrix_groups = panels() * panel_groups;
+    on.parallel_for((all_panels + per_task - 1) / per_task, [&](int task, int) {
+        const int end = std::min(all_panels, (task + 1) * per_task) * panel_groups;
         for (int g = task * per_task * panel_groups; g < end; ++g) {
-            const uint8_t* row[group_rows];
+            const uint8_t *matrix = raw + size_t(g / matrix_groups) * matrix_bytes, *row[group_rows];
             for (int r = 0; r < group_rows; ++r) {
-                const int at = g * group_rows + r;
-                row[r] = at < rows ? raw + size_t(at) * row_bytes : nullptr;
+                const int at = g % matrix_groups * group_rows + r;
+                row[r] = at < rows ? matrix + size_t(at) * row_bytes : nullptr;
             }
             uint8_t* out = q + (packed_.q_of(g, q_block) - packed_.q);
             if (f64)

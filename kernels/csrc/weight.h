@@ -15,12 +15,23 @@ public:
     // raw: rows x row_bytes in GGML's format `ggml_type`, cols numbers a row. exact: multiply float32 activations.
     // Throws GGUFError for types and sizes that cannot be. Runs in the backend's turn, and remembers nothing of it: any
     // backend can multiply by it.
-    Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact);
+    Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact)
+        : Weight(on, raw, 0, row_bytes, 1, rows, cols, ggml_type, exact) {}
+
+    // `count` such matrices in one piece of memory, their raw bytes matrix_bytes apart; each begins with a panel.
+    Weight(Backend& on, const uint8_t* raw, size_t matrix_bytes, size_t row_bytes, int count, int rows, int cols,
+           int ggml_type, bool exact);
 
     // Row `row` as float32, bit for bit GGML's dequantization.
     void read_row(int row, float* out) const;
 
-    const Packed& packed() const { return packed_; }
+    const Packed& packed() const { return packed_; }  // the first matrix
+    Packed packed(int matrix) const {
+        Packed p = packed_;
+        p.q += size_t(matrix) * size_t(panels()) * p.q_panel;
+        p.s += size_t(matrix) * size_t(panels()) * p.s_panel;
+        return p;
+    }
     int rows() const { return packed_.rows; }
     int cols() const { return packed_.cols; }
     int groups() const { return (packed_.rows + group_rows - 1) / group_rows; }
