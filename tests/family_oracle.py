@@ -70,7 +70,8 @@ def _rules() -> dict[str, Rule]:
         "dots1": Rule(gating=None, normed=None), "bailingmoe2": Rule(gating=None, normed=None),
         "minimax-m2": Rule(gating=None), "qwen35": Rule(tiled=True), "qwen35moe": Rule(tiled=True), "qwen3next": delta,
         "lfm2": neox, "lfm2moe": Rule(gating=None), "granitehybrid": inter, "falcon-h1": neox, "mamba2": neox,
-        "nemotron_h": Rule(act="relu2", skip=1), "nemotron_h_moe": Rule(act="relu2", gating="sigmoid", normed=None, skip=1),
+        "nemotron_h": Rule(act="relu2", skip=1),
+        "nemotron_h_moe": Rule(act="relu2", gating="sigmoid", normed=None, skip=1),
         "command-r": Rule(True, layernorm=True, parallel=True, divide=False),
         "cohere2": Rule(True, layernorm=True, parallel=True, period=4, free=True, divide=False),
         "stablelm": Rule(layernorm=True, parallel=True), "starcoder2": Rule(layernorm=True, act="gelu"),
@@ -112,7 +113,9 @@ class Oracle:
         self.rule = RULES[self.arch]
         self.dim = int(self.key("embedding_length"))
         self.n_layers = int(self.key("block_count")) - int(self.key("nextn_predict_layers", 0))
-        self.eps = self.key("attention.layer_norm_epsilon" if self.rule.layernorm else "attention.layer_norm_rms_epsilon")
+        self.eps = self.key(
+            "attention.layer_norm_epsilon" if self.rule.layernorm else "attention.layer_norm_rms_epsilon"
+        )
 
     def key(self, name: str, default: float | None = None, layer: int | None = None) -> float:
         """A number of the metadata, of this layer where there is one for each."""
@@ -189,7 +192,11 @@ class Oracle:
             y = self.norm(y, b + "post_attention_norm")
         h = x + scale * y
         parallel = rule.parallel and b + "ffn_norm.weight" not in self.tensors
-        own = "post_attention_norm" if not rule.behind and b + "post_attention_norm.weight" in self.tensors else "ffn_norm"
+        own = (
+            "post_attention_norm"
+            if not rule.behind and b + "post_attention_norm.weight" in self.tensors
+            else "ffn_norm"
+        )
         z = self.ffn(read_by_mixer if parallel else self.norm(h, b + own), i, h)
         if z is None:
             return h
@@ -205,7 +212,9 @@ class Oracle:
     def mixers(self, x: F64, i: int) -> F64 | None:
         b = f"blk.{i}."
         found = []
-        if b + "attn_q.weight" in self.tensors or (b + "attn_qkv.weight" in self.tensors and b + "ssm_a" not in self.tensors):
+        if b + "attn_q.weight" in self.tensors or (
+            b + "attn_qkv.weight" in self.tensors and b + "ssm_a" not in self.tensors
+        ):
             found.append(self.attention(x, i))
         if b + "ssm_in.weight" in self.tensors:
             found.append(self.mamba2(x, b))
@@ -217,7 +226,10 @@ class Oracle:
         return sum(found) if found else None  # type: ignore[return-value]
 
     def window(self, i: int) -> int:
-        window, pattern = int(self.key("attention.sliding_window", 0)), self.keys.get("attention.sliding_window_pattern")
+        window, pattern = (
+            int(self.key("attention.sliding_window", 0)),
+            self.keys.get("attention.sliding_window_pattern"),
+        )
         if self.arch in ("phi3", "starcoder2") or (self.arch == "exaone4" and self.n_layers != 64):
             return 0
         if isinstance(pattern, list):
@@ -399,7 +411,7 @@ class Oracle:
         return self.product(h, f"{b}ffn_down{end}")
 
     def ffn(self, x: F64, i: int, stream: F64) -> Any:
-        """What the feed-forward gives for its normed input x; stream: the residual stream, for a router that reads it."""
+        """What the feed-forward gives for its normed input x; stream: what a router of Gemma 4 reads."""
         b = f"blk.{i}."
         if b + "ffn_gate_inp.weight" not in self.tensors:
             return self.dense(x, b, "", i) if b + "ffn_up.weight" in self.tensors else None

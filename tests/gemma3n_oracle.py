@@ -1,4 +1,4 @@
-"""Gemma 3n's forward pass in float64: streams that are predicted and corrected, a shortcut of low rank, sparse gates."""
+"""Gemma 3n's forward pass in float64: predicted and corrected streams, a shortcut of low rank, sparse gates."""
 
 from __future__ import annotations
 

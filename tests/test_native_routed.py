@@ -106,7 +106,11 @@ class Layer:
         out = np.zeros_like(x)
         for t in range(len(x)):
             for slot, (e, weight) in enumerate(zip(chosen[t].tolist(), weights[t], strict=True)):
-                biases = {k: np.ascontiguousarray(p[k][e]) for k in ("gate_bias", "up_bias", "down_bias") if p.get(k) is not None}
+                biases = {
+                    k: np.ascontiguousarray(p[k][e])
+                    for k in ("gate_bias", "up_bias", "down_bias")
+                    if p.get(k) is not None
+                }
                 expert = backend.NormFFN(
                     norm=None, gate=matrices[0][e] if self.gated else None, up=matrices[1][e], down=matrices[2][e],
                     activation=self.activation, **biases,

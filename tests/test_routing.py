@@ -91,7 +91,9 @@ def test_any_products_lead_to_experts(data: st.DataObject) -> None:
     """NaN and infinities of every kind: different experts, all there are, the same from both twins, whose weights are NaN
     in the same places. Without the rule for NaN the order of comparisons decided, or a number outside was written to."""
     r = data.draw(routings())
-    numbers = st.one_of(st.sampled_from([np.nan, np.inf, -np.inf, 0.0]), st.integers(-30, 30).map(lambda k: 0.1 + 3 * k))
+    numbers = st.one_of(
+        st.sampled_from([np.nan, np.inf, -np.inf, 0.0]), st.integers(-30, 30).map(lambda k: 0.1 + 3 * k)
+    )
     rows = st.lists(numbers, min_size=r.n_experts, max_size=r.n_experts)
     p = np.array(data.draw(st.lists(rows, min_size=1, max_size=3)), np.float32)
     bias = np.array(data.draw(rows), np.float32) if data.draw(st.booleans()) else None

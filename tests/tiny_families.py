@@ -84,8 +84,8 @@ def _random(name: str, shape: tuple[int, ...], kind: str) -> np.ndarray | Packed
 
 
 def attention(
-    *, heads: int = 4, kv: int = 2, size: int = 16, qk_norm: str = "", biases: tuple[str, ...] = (), fused: bool = False,
-    gate: bool = False, sinks: bool = False, no_v: bool = False, shared: bool = False,
+    *, heads: int = 4, kv: int = 2, size: int = 16, qk_norm: str = "", biases: tuple[str, ...] = (),
+    fused: bool = False, gate: bool = False, sinks: bool = False, no_v: bool = False, shared: bool = False,
 ) -> Shapes:  # fmt: skip
     q, k = heads * size, kv * size
     found: Shapes = {"attn_output.weight": (DIM, q)}
@@ -113,8 +113,8 @@ def ffn(width: int = 48, *, gated: bool = True, fused: bool = False, biases: boo
 
 
 def experts(
-    width: int = 16, *, n: int = 6, gated: bool = True, biased: bool = False, shared: int = 0, shared_gate: bool = False,
-    biases: bool = False, fused: bool = False,
+    width: int = 16, *, n: int = 6, gated: bool = True, biased: bool = False, shared: int = 0,
+    shared_gate: bool = False, biases: bool = False, fused: bool = False,
 ) -> Shapes:  # fmt: skip
     found: Shapes = {"ffn_gate_inp.weight": (n, DIM), "ffn_down_exps.weight": (n, DIM, width)}
     if fused:
@@ -166,7 +166,8 @@ NET = {
     "full_attention_interval": 2, "rope.dimension_count": 8,
 }  # fmt: skip
 SHORT_CONV: Shapes = {
-    "shortconv.conv.weight": (DIM, 3), "shortconv.in_proj.weight": (3 * DIM, DIM), "shortconv.out_proj.weight": (DIM, DIM)
+    "shortconv.conv.weight": (DIM, 3), "shortconv.in_proj.weight": (3 * DIM, DIM),
+    "shortconv.out_proj.weight": (DIM, DIM),
 }  # fmt: skip
 BEFORE = norms("attn_norm", "ffn_norm")
 OTHER_NAME = norms("attn_norm", "post_attention_norm")
@@ -269,7 +270,8 @@ def families() -> dict[str, TinyFile]:
             interleave_moe_layer_step=2, leading_dense_block_count=1, expert_shared_count=2, **EXPERTS,
         ),
         "hunyuan-dense": whole("hunyuan-dense", [BEFORE | head | ffn()] * two),
-        "hunyuan-moe": whole("hunyuan-moe", [BEFORE | head | experts(shared=16)] * two, expert_shared_count=1, **EXPERTS),
+        "hunyuan-moe": whole("hunyuan-moe", [BEFORE | head | experts(shared=16)] * two, expert_shared_count=1,
+                             **EXPERTS),
         "dots1": whole("dots1", [BEFORE | head | ffn(), BEFORE | head | experts(biased=True, shared=32)],
                        expert_gating_func=2, expert_shared_count=2, **EXPERTS, **late),
         "bailingmoe2": whole(
@@ -304,9 +306,11 @@ def families() -> dict[str, TinyFile]:
                                rope__scaling__finetuned=False, **hybrid_kv, **SSM, **multipliers),
         "granitehybrid, experts": whole(
             "granitehybrid", [BEFORE | mamba2() | experts(shared=24), BEFORE | att | experts(shared=24)],
-            expert_shared_feed_forward_length=24, **{"attention.head_count_kv": [0, 2]}, **SSM, **multipliers, **EXPERTS,
+            expert_shared_feed_forward_length=24, attention__head_count_kv=[0, 2], **SSM, **multipliers, **EXPERTS,
         ),
-        "falcon-h1": whole("falcon-h1", [norms("attn_norm") | {"ffn_norm": (DIM,)} | att | mamba2() | ffn()] * two, **SSM),
+        "falcon-h1": whole(
+            "falcon-h1", [norms("attn_norm") | {"ffn_norm": (DIM,)} | att | mamba2() | ffn()] * two, **SSM
+        ),
         "nemotron_h": whole(
             "nemotron_h", [norms("attn_norm") | kind for kind in (mamba2(), ffn(gated=False), att, ffn(gated=False))],
             **{"attention.head_count_kv": [0, 0, 2, 0], "feed_forward_length": [0, 48, 0, 48]}, **SSM,
@@ -319,7 +323,8 @@ def families() -> dict[str, TinyFile]:
         ),
         "mamba2": whole("mamba2", [norms("attn_norm") | mamba2()] * two, **SSM),
         "command-r": whole("command-r", [norms("attn_norm") | att | ffn()] * two, logit_scale=0.3),
-        "command-r+": whole("command-r", [norms("attn_norm") | attention(qk_norm="each") | ffn()] * two, logit_scale=0.8),
+        "command-r+": whole("command-r", [norms("attn_norm") | attention(qk_norm="each") | ffn()] * two,
+                            logit_scale=0.8),
         "cohere2": whole("cohere2", [norms("attn_norm") | att | ffn()] * 5, logit_scale=0.3,
                          attention__sliding_window=WINDOW),
         "stablelm": whole("stablelm", [norms("attn_norm", "ffn_norm", bias=True) | attention(biases=QKV) | ffn()] * two,

@@ -1,0 +1,135 @@
+"""Every family on tiny files of its own (tiny_families.py), against a forward pass in float64 (family_oracle.py), and
+what holds for all of them: cuts, batches, sessions, forks, going back.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attention_oracle import nmse
+from conftest import ISAS
+from family_oracle import Oracle
+from float_forward import F64
+from model_tools import logits_of
+from tiny_families import families
+
+from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+from mixkv.engine.state.batch import BatchStates
+from mixkv.engine.state.cache import KVCache
+from mixkv.kernels import Backend, default_backend, open_backend
+from mixkv.models.batch import Batch
+from mixkv.models.decoder import Decoder
+from mixkv.models.gguf import open_gguf
+from mixkv.models.registry import architectures, load_model
+
+FILES = families()
+N, N_CTX = 90, 512
+IDS = np.random.default_rng(5).integers(0, 97, N).tolist()
+F32_CACHE = {"type_k": "f32", "type_v": "f32"}
+MIXED = {"mixed_kv_cache": True, "hot_window": 16, "sink_tokens": 4, "kv_plan": "off"}
+ROUNDING = {"gemma2, 27B": 1e-6, "gemma3n": 1e-6}
+"""NMSE that float32 may cost where rounding grows over many layers, or a gate cuts off; elsewhere 1e-10."""
+
+
+@pytest.fixture(scope="module", params=ISAS if default_backend().name == "native" else ["numpy"])
+def kernels(request: pytest.FixtureRequest) -> Backend:
+    """Each instruction set that this machine runs, or NumPy's twin where that is in use."""
+    return default_backend() if request.param == "numpy" else open_backend(2, isa=request.param)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+@cache
+def file_of(folder: Path, name: str, kind: str = "F32") -> Path:
+    return FILES[name].write(folder / f"{len(list(folder.iterdir()))}.gguf", kind)
+
+
+@cache
+def wanted(path: Path) -> F64:
+    return Oracle(path, N_CTX).logits(IDS)
+
+
+def load(path: Path, backend: Backend, *, exact: bool = True) -> Decoder:
+    with open_gguf(path) as gguf:
+        return load_model(gguf, backend, n_ctx=N_CTX, exact=exact, dense=True)
+
+
+def test_every_architecture_has_a_file() -> None:
+    assert {tiny.arch for tiny in FILES.values()} == set(architectures())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_logits_are_those_of_the_formulas(folder: Path, kernels: Backend, name: str) -> None:
+    """Whatever a family brings and is done wrongly moves logits by more than rounding does, from the first piece on or
+    from the first token past a window."""
+    path = file_of(folder, name)
+    got = logits_of(load(path, kernels), IDS, [1, 40, 80], **F32_CACHE)
+    assert nmse(got, wanted(path)) <= ROUNDING.get(name, 1e-10)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in ROUNDING])
+def test_activations_of_8_bits_stay_close(folder: Path, kernels: Backend, name: str) -> None:
+    """Rounding activations is all that may change unless `exact` is asked for. It may send a token to other experts,
+    which moves its logits and those after it by far more: so half of the tokens count."""
+    path = file_of(folder, name, "Q8_0")
+    got = logits_of(load(path, kernels, exact=False), IDS, [33], **F32_CACHE)
+    each = [nmse(mine, theirs) for mine, theirs in zip(got, wanted(path), strict=True)]
+    assert np.median(each) <= 5e-3
+
+
+class Sequences:
+    """Caches of one model, worked on batch by batch."""
+
+    def __init__(self, model: Decoder, **settings: object) -> None:
+        self.model = model
+        self.plan = CachePlan.of(KVCacheConfig.from_keywords(**settings), model.config.layers)
+
+    def new(self) -> KVCache:
+        return KVCache(self.model.config, self.plan, self.model.backend, n_ctx=N_CTX, chunk=64)
+
+    def step(self, *parts: tuple[KVCache, list[int]]) -> list[np.ndarray]:
+        """Logits of all tokens that each cache is given."""
+        batch = Batch.of([(ids, kv.begin(len(ids)), len(ids)) for kv, ids in parts])
+        out = self.model.forward(batch, BatchStates([kv for kv, _ in parts], batch.runs))
+        for kv, _ in parts:
+            kv.commit()
+        return np.split(out, np.cumsum([len(ids) for _, ids in parts])[:-1])
+
+
+@pytest.mark.parametrize("settings", [F32_CACHE, MIXED], ids=["f32", "mixed"])
+@pytest.mark.parametrize("name", FILES)
+def test_bits_do_not_depend_on_cuts_or_company(folder: Path, kernels: Backend, name: str, settings: dict) -> None:
+    """One way to cut a prompt into pieces is another's equal to the bit, also beside other sequences."""
+    run = Sequences(load(file_of(folder, name), kernels, exact=False), **settings)
+    alone, cut, other = run.new(), run.new(), run.new()
+    expected = run.step((alone, IDS[:60]))[0]
+    expected = np.concatenate([expected, run.step((alone, IDS[60:]))[0]])
+    pieces = []
+    for start, stop in ((0, 1), (1, 18), (18, 60), (60, 61), (61, N)):
+        mine, _ = run.step((cut, IDS[start:stop]), (other, IDS[: stop - start][::-1]))
+        pieces.append(mine)
+    assert np.concatenate(pieces).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_forks_and_going_back(folder: Path, name: str) -> None:
+    """A fork goes on as its original would, and taking tokens back is as if they had never come."""
+    run = Sequences(load(file_of(folder, name), default_backend(), exact=False), **MIXED)
+    cache, straight = run.new(), run.new()
+    run.step((cache, IDS[:40]))
+    run.step((straight, IDS[:40]))
+    cache.checkpoint()
+    fork = cache.fork()
+    expected = run.step((straight, IDS[40:60]))[0]
+    run.step((cache, IDS[60:75]))
+    assert run.step((fork, IDS[40:60]))[0].tobytes() == expected.tobytes()
+    kept = cache.truncate(40)
+    assert kept == 40
+    if cache.truncates_exactly(40):
+        assert run.step((cache, IDS[40:60]))[0].tobytes() == expected.tobytes()
