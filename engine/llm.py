@@ -112,7 +112,7 @@ class LLM:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that generating a token reads: all tensors but an embedding that only looks rows up."""
-        return bytes_per_token(self.gguf)
+        return bytes_per_token(self.gguf, self.config)
 
     # What it holds
 

@@ -47,7 +47,8 @@ class HeadSample:
 
 @dataclass(frozen=True)
 class _Side:
-    """Queries or keys of some heads: bias and deviation (heads, head_dim), and the gain (head_dim,) of QK norm."""
+    """Queries or keys of some heads: bias and deviation (heads, head_dim), and the gain of QK norm, (head_dim,) or
+    (heads, head_dim)."""
 
     bias: F32
     deviation: NDArray[np.floating]
@@ -67,7 +68,7 @@ class HeadStatistics:
         self._backend = backend
         self._gguf: GGUFFile | None = gguf
         self._layers: list[tuple[_Side, _Side] | None] = []  # q and k; None where the file does not have what it takes
-        self._factors: dict[int, F32 | None] = {}  # n_rot / 2 -> factors on the frequencies, where the file has some
+        self._factors: dict[RopeConfig, F32 | None] = {}  # on the frequencies, where the file has some
 
     def read(self) -> None:
         """Read from the file what samples are drawn from; does nothing when called again."""
@@ -75,8 +76,8 @@ class HeadStatistics:
             return
         gguf, config = self._gguf, self.config
         with np.errstate(all="ignore"):  # NaN and infinity among the weights are data
-            halves = {a.rope.n_rot // 2 for a in config.attentions if a.rope is not None}
-            self._factors = {n: _vector(gguf, "rope_freqs.weight", n) for n in halves}
+            ropes = {a.rope for a in config.attentions if a.rope is not None}
+            self._factors = {rope: _vector(gguf, rope.factors, rope.n_rot // 2) for rope in ropes}
             self._layers = [_read_layer(gguf, config, self._backend, i) for i in range(config.n_layers)]
         self._gguf = None
 
@@ -89,22 +90,32 @@ class HeadStatistics:
         assert isinstance(attention, Attention)
         rng = np.random.default_rng(layer)
         with np.errstate(all="ignore"):
-            q, k, other_k = (self._draw(side, rng, attention.rope) for side in (sides[0], sides[1], sides[1]))
+            q, k, other_k = (self._draw(side, rng, attention) for side in (sides[0], sides[1], sides[1]))
             if not (np.isfinite(q).all() and np.isfinite(k).all() and np.isfinite(other_k).all()):
                 return None
             biases, spreads = (np.linalg.norm(x, axis=1) for x in (sides[1].bias, sides[1].deviation))
         return HeadSample(q, k, other_k, float(biases.max()), float(spreads[biases.argmax()]))
 
-    def _draw(self, side: _Side, rng: np.random.Generator, turn: RopeConfig | None) -> F32:
+    def _draw(self, side: _Side, rng: np.random.Generator, attention: Attention) -> F32:
         """Queries or keys (TOKENS, heads, head_dim), with QK norm and RoPE."""
         noise = rng.standard_normal((TOKENS, *side.bias.shape), np.float32)
         x = (side.bias + side.deviation * noise).astype(np.float32)
-        if side.gain is not None:
-            x = rms_norm(x, side.gain, self.config.norm_eps)
-        if turn is None:
+        if not attention.norms_last:
+            x = self._normed(x, side.gain)
+        turn = attention.rope
+        if turn is not None:
+            spread = np.float32(max(1, self.config.n_ctx_train // TOKENS))
+            angles = turn.inv_freq(self._factors[turn]) * spread
+            x = rope(x, np.arange(len(x)), angles, turn.interleaved, turn.magnitude)
+        return self._normed(x, side.gain) if attention.norms_last else x
+
+    def _normed(self, x: F32, gain: F32 | None) -> F32:
+        """QK norm, head by head also where it is one of the whole row, whose length hardly differs."""
+        if gain is None:
             return x
-        angles = turn.inv_freq(self._factors[turn.n_rot // 2]) * np.float32(max(1, self.config.n_ctx_train // TOKENS))
-        return rope(x, np.arange(len(x)), angles, turn.interleaved, turn.magnitude)
+        if self.config.norm == "layer":
+            x = x - x.mean(axis=-1, keepdims=True)
+        return rms_norm(x, gain, self.config.norm_eps)
 
 
 def _read_layer(gguf: GGUFFile, config: ModelConfig, backend: Backend, layer: int) -> tuple[_Side, _Side] | None:
@@ -115,24 +126,59 @@ def _read_layer(gguf: GGUFFile, config: ModelConfig, backend: Backend, layer: in
     prefix, dim, head_dim = f"blk.{layer}.", config.n_embd, attention.head_dim_k
     n_heads, n_kv_heads = attention.n_heads, attention.n_kv_heads
     gain = _vector(gguf, f"{prefix}attn_norm.weight", dim)
-    bias_q = _bias(gguf, f"{prefix}attn_q.bias", n_heads, head_dim)
-    bias_k = _bias(gguf, f"{prefix}attn_k.bias", n_kv_heads, head_dim)
+    if gain is None and attention.qk_norm and config.layers[layer].norms == "after":
+        gain = np.ones(dim, np.float32)  # what comes in is not normed; what goes out is, however large it was
+    q_at, k_at = _place(gguf, prefix, attention, "attn_q"), _place(gguf, prefix, attention, "attn_k")
+    bias_q, bias_k = (_bias(gguf, place, head_dim) for place in (q_at, k_at))
     if gain is None or bias_q is None or bias_k is None:
         return None
 
-    def side(name: str, at: NDArray[np.intp], n_heads: int, bias: F32) -> _Side | None:
-        rows = (at[:, None] * head_dim + np.arange(head_dim)).ravel()
-        norms = _row_norms(gguf, f"{prefix}{name}.weight", (n_heads * head_dim, dim), rows, gain, backend)
+    def side(place: _Place, at: NDArray[np.intp], bias: F32, name: str) -> _Side | None:
+        norms = _row_norms(gguf, place.name, (place.n_rows, dim), place.rows[at].ravel(), gain, backend)
         if norms is None:
             return None
-        return _Side(bias[at], norms.reshape(len(at), head_dim), _vector(gguf, f"{prefix}{name}_norm.weight", head_dim))
+        return _Side(bias[at], norms.reshape(len(at), head_dim), _qk_gain(gguf, prefix + name, attention, at))
 
     heads = _loudest(bias_k)
     group = n_heads // n_kv_heads
     readers = heads * group + np.linalg.norm(bias_q.reshape(-1, group, head_dim)[heads], axis=2).argmax(axis=1)
-    q = side("attn_q", readers, n_heads, bias_q)
-    k = side("attn_k", heads, n_kv_heads, bias_k)
+    q = side(q_at, readers, bias_q, "attn_q_norm.weight")
+    k = side(k_at, heads, bias_k, "attn_k_norm.weight")
     return None if q is None or k is None else (q, k)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where queries or keys come from: the matrix (without ".weight" in bias), its rows in all, and those (heads,
+    head_dim) of each head."""
+
+    name: str
+    bias: str
+    n_rows: int
+    rows: NDArray[np.intp]
+
+
+def _place(gguf: GGUFFile, prefix: str, a: Attention, name: str) -> _Place:
+    n_heads = a.n_heads if name == "attn_q" else a.n_kv_heads
+    rows = np.arange(n_heads)[:, None] * a.head_dim_k + np.arange(a.head_dim_k)
+    n_rows = rows.size
+    if f"{prefix}attn_qkv.weight" in gguf.tensors:
+        q_dim, k_dim = a.n_heads * a.head_dim_k, a.n_kv_heads * a.head_dim_k
+        rows, n_rows = rows + (0 if name == "attn_q" else q_dim), q_dim + k_dim + a.n_kv_heads * a.head_dim_v
+        name = "attn_qkv"
+    elif a.gate and name == "attn_q":  # the query's rows of a head, then the gate's
+        rows = np.arange(n_heads)[:, None] * (a.head_dim_k + a.head_dim_v) + np.arange(a.head_dim_k)
+        n_rows = n_heads * (a.head_dim_k + a.head_dim_v)
+    return _Place(f"{prefix}{name}.weight", f"{prefix}{name}.bias", n_rows, rows)
+
+
+def _qk_gain(gguf: GGUFFile, name: str, a: Attention, at: NDArray[np.intp]) -> F32 | None:
+    """The gain of QK norm for the heads `at`; None where there is no such norm."""
+    info = gguf.tensors.get(name)
+    if not a.qk_norm or info is None or info.ggml_type not in WEIGHT_TYPES:
+        return None
+    gain = gguf.array_of(name).reshape(-1, a.head_dim_k)
+    return gain[0] if len(gain) == 1 else gain[at]
 
 
 def _vector(gguf: GGUFFile, name: str, n: int) -> F32 | None:
@@ -143,12 +189,12 @@ def _vector(gguf: GGUFFile, name: str, n: int) -> F32 | None:
     return gguf.array_of(name)
 
 
-def _bias(gguf: GGUFFile, name: str, n_heads: int, head_dim: int) -> F32 | None:
+def _bias(gguf: GGUFFile, place: _Place, head_dim: int) -> F32 | None:
     """A bias (n_heads, head_dim), zeros where the model has none."""
-    if name not in gguf.tensors:
-        return np.zeros((n_heads, head_dim), np.float32)
-    found = _vector(gguf, name, n_heads * head_dim)
-    return None if found is None else found.reshape(n_heads, head_dim)
+    if place.bias not in gguf.tensors:
+        return np.zeros((len(place.rows), head_dim), np.float32)
+    found = _vector(gguf, place.bias, place.n_rows)
+    return None if found is None else found[place.rows]
 
 
 def _loudest(bias: F32) -> NDArray[np.intp]:

@@ -15,7 +15,9 @@ from mixkv.kernels.contract import Backend
 from mixkv.kernels.contract_parts import Experts, Weight
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.fingerprint import tensor_digest
+from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
+from mixkv.models.layers import Routed
 
 Rows = slice | NDArray[np.intp]
 
@@ -124,7 +126,13 @@ class Weights:
             self.progress(info.n_bytes)
 
 
-def bytes_per_token(gguf: GGUFFile) -> int:
-    """Bytes of weights that generating a token reads: all tensors but an embedding that only looks rows up."""
-    lookup_only = "output.weight" in gguf.tensors
-    return sum(t.n_bytes for name, t in gguf.tensors.items() if not (lookup_only and name == "token_embd.weight"))
+def bytes_per_token(gguf: GGUFFile, config: ModelConfig) -> int:
+    """Bytes of weights that generating a token reads: all tensors but those that only look rows up, and of experts as
+    many as a token goes through."""
+    looked_up = {"per_layer_token_embd.weight"} | ({"token_embd.weight"} if "output.weight" in gguf.tensors else set())
+    share = next(
+        (f.ffn.routing.n_used / f.ffn.routing.n_experts for f in config.layers if isinstance(f.ffn, Routed)), 1.0
+    )
+    return int(
+        sum(t.n_bytes * (share if "_exps." in name else 1) for name, t in gguf.tensors.items() if name not in looked_up)
+    )

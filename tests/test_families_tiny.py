@@ -23,6 +23,8 @@ from mixkv.kernels import Backend, default_backend, open_backend
 from mixkv.models.batch import Batch
 from mixkv.models.decoder import Decoder
 from mixkv.models.gguf import open_gguf
+from mixkv.models.key_sample import HeadStatistics
+from mixkv.models.layers import Attention
 from mixkv.models.registry import architectures, load_model
 
 FILES = families()
@@ -134,3 +136,49 @@ def test_forks_and_going_back(folder: Path, name: str) -> None:
     assert kept == 40
     if cache.truncates_exactly(40):
         assert run.step((cache, IDS[40:60]))[0].tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_keys_are_sampled_whatever_their_matrix_is_called(folder: Path, name: str) -> None:
+    """kv_plan judges keys by samples from the weights. Without one it leaves keys to the settings, as if all were well;
+    and rows of another part of a fused matrix would tell of other keys.
+
+    What the model makes of inputs as the samples assume them has the same spread, within what chance allows.
+    """
+    path = file_of(folder, name)
+    with open_gguf(path) as gguf:
+        heads = HeadStatistics(gguf, default_backend())
+        heads.read()
+    model = load(path, default_backend())
+    for i, layer in enumerate(model.config.layers):
+        a = layer.mixer
+        if not isinstance(a, Attention) or a.kv_from is not None:
+            continue
+        sample = heads.sample(i)
+        assert sample is not None and sample.k.shape[1:] == (a.n_kv_heads, a.head_dim_k)
+        x = np.random.default_rng(i).standard_normal((400, model.config.n_embd), np.float32)
+        k = keys_of(model, i, x, np.arange(len(x)) * 7)
+        assert np.sqrt(np.square(sample.k).mean()) == pytest.approx(np.sqrt(np.square(k).mean()), rel=0.25)
+
+
+def keys_of(model: Decoder, layer: int, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Keys (n, n_kv_heads, head_dim) of one layer for these rows of the residual stream."""
+
+    class Stop(Exception):
+        pass
+
+    class Catches:
+        def attend(self, layer: int, q: object, k: np.ndarray, v: object, sinks: object) -> None:
+            self.keys = k
+            raise Stop
+
+        def recurrent(self, layer: int) -> list[object]:
+            return []
+
+    states = Catches()
+    batch = Batch(np.zeros(len(x), np.int32), positions, (), slice(0, 0))
+    mixer = model.layers[layer]._mixer if hasattr(model.layers[layer], "_mixer") else None
+    mixer = getattr(model.layers[layer], "_attend", None) or getattr(mixer, "_first", None) or mixer
+    with pytest.raises(Stop):
+        mixer(x, batch, states, None)  # type: ignore[misc, arg-type]
+    return states.keys

@@ -19,9 +19,9 @@ def heads_of(llm: LLM, text: str, n: int) -> list[tuple[F32, F32]]:
     """Each layer's q and k (n, n_kv_heads, head_dim) after RoPE on a text, one query head for each KV head."""
     found = []
 
-    def attend(layer: int, q: F32, k: F32, v: F32) -> F32:
+    def attend(layer: int, q: F32, k: F32, v: F32, sinks: None) -> F32:
         found.append((q[:, :: q.shape[1] // k.shape[1]].copy(), k.copy()))
-        return store(layer, q, k, v)
+        return store(layer, q, k, v, sinks)
 
     store = llm.cache.attend
     with pytest.MonkeyPatch.context() as patch:
