@@ -14,22 +14,25 @@ from conftest import ISAS
 from family_oracle import Oracle
 from float_forward import F64
 from model_tools import logits_of
-from tiny_families import families
+from tiny_families import VOCAB, families
 
+import mixkv
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+from mixkv.engine.memory import plan_memory
 from mixkv.engine.state.batch import BatchStates
 from mixkv.engine.state.cache import KVCache
 from mixkv.kernels import Backend, default_backend, open_backend
 from mixkv.models.batch import Batch
+from mixkv.models.config import ModelConfig
 from mixkv.models.decoder import Decoder
 from mixkv.models.gguf import open_gguf
 from mixkv.models.key_sample import HeadStatistics
-from mixkv.models.layers import Attention
+from mixkv.models.layers import Attention, Recurrent
 from mixkv.models.registry import architectures, load_model
 
 FILES = families()
 N, N_CTX = 90, 512
-IDS = np.random.default_rng(5).integers(0, 97, N).tolist()
+IDS = np.random.default_rng(5).integers(3, VOCAB, N).tolist()
 F32_CACHE = {"type_k": "f32", "type_v": "f32"}
 MIXED = {"mixed_kv_cache": True, "hot_window": 16, "sink_tokens": 4, "kv_plan": "off"}
 ROUNDING = {"gemma2, 27B": 1e-6, "gemma3n": 1e-6}
@@ -182,3 +185,45 @@ def keys_of(model: Decoder, layer: int, x: np.ndarray, positions: np.ndarray) ->
     with pytest.raises(Stop):
         mixer(x, batch, states, None)  # type: ignore[misc, arg-type]
     return states.keys
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sessions_plans_and_pages_of_a_whole_model(folder: Path, tmp_path: Path, name: str) -> None:
+    """A file of each family is loaded as people load it: the text after a saved session is the one without, the plan
+    of memory covers what the cache holds, which is what its layers' kinds cost by hand."""
+    path = file_of(folder, name, "Q8_0")
+    options = {"max_tokens": 12, "temperature": 0.0}
+    settings = {"n_ctx": 256, "n_batch": 16, "prefix_reuse": "exact", **MIXED}
+    with mixkv.load(path, n_threads=2, **settings) as llm:
+        llm.generate(IDS[:70], **options)
+        llm.save_session(tmp_path / "s.mixkv")
+        text = llm.generate([*llm.sequence.tokens, *IDS[70:75]], **options).tokens
+        assert llm.cache.stats().nbytes == bytes_by_hand(llm.config, llm.cache.n)
+        plan = plan_memory(llm.gguf, llm.config, llm.cache.plan, llm.backend, n_ctx=256, n_batch=16)
+        assert llm.cache.stats().peak_bytes <= plan.cache
+    with mixkv.load(path, n_threads=1, **settings) as other:
+        other.load_session(tmp_path / "s.mixkv")
+        assert other.generate([*other.sequence.tokens, *IDS[70:75]], **options).tokens == text
+
+
+RING_TILES = 4
+"""Tiles of 16 tokens that a window of 24 and a step of 16 touch at most, wherever they begin."""
+
+
+def bytes_by_hand(config: ModelConfig, n: int) -> int:
+    """Of n tokens with MIXED: sinks and window in FP16, the rest in whole tiles of q4_0, 18 bytes for 32 numbers; a
+    layer with a window has a ring of tiles in FP16, a recurrent one its state and that of the step before."""
+    total = 0
+    for layer in config.layers:
+        for mixer in (layer.mixer, layer.beside):
+            if isinstance(mixer, Recurrent):
+                total += 2 * mixer.state_bytes
+            elif mixer is not None and mixer.kv_from is None:
+                kv, k, v = mixer.kv_shape
+                fp16 = 2 * kv * (k + v)
+                if mixer.window:
+                    total += fp16 * (n - max(0, -(-n // 16) - RING_TILES) * 16)
+                else:
+                    cold = max(0, n - 4 - 16) // 16 * 16
+                    total += (n - cold) * fp16 + cold * kv * 18 * (-(-k // 32) + -(-v // 32))
+    return total

@@ -14,10 +14,11 @@ from zlib import crc32
 import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
-from gguf_tools import Packed, write_gguf
+from gguf_tools import Packed, spm_vocabulary, write_gguf
 
 Shapes = dict[str, tuple[int, ...]]
-DIM, VOCAB, WINDOW = 32, 97, 24
+VOCABULARY = spm_vocabulary()
+DIM, VOCAB, WINDOW = 32, len(VOCABULARY["tokenizer.ggml.tokens"]), 24  # type: ignore[arg-type]
 QKV = ("attn_q", "attn_k", "attn_v")
 EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_length": 16}
 YARN = {
@@ -43,7 +44,8 @@ class TinyFile:
         }  # fmt: skip
         keys = {f"{self.arch}.{k}": v for k, v in (all_have | dict(self.keys)).items()}
         found = {"general.architecture": self.arch, **keys, **self.extra}
-        return {key: _array(value) if isinstance(value, list) else value for key, value in found.items()}
+        arrays = {key: _array(value) if isinstance(value, list) else value for key, value in found.items()}
+        return arrays | VOCABULARY
 
     def tensors(self, kind: str = "F32") -> dict[str, np.ndarray | Packed]:
         """kind: what matrices are stored as, where their rows are long enough."""
