@@ -56,13 +56,13 @@ class Mamba2:
         decay = np.exp(step * self.a)
         state, y = before[1].copy(), np.empty_like(x)
         for t in range(n):
-            state = state * decay[t][:, None, None] + (step[t][:, None] * x[t])[:, :, None] * b[t][:, None, :]
-            y[t] = np.einsum("hps,hs->hp", state, c[t]) + self.d[:, None] * x[t]
+            state = state * decay[t][:, None, None] + b[t][:, :, None] * (step[t][:, None] * x[t])[:, None, :]
+            y[t] = np.einsum("hsp,hs->hp", state, c[t]) + self.d[:, None] * x[t]
         after[1][:] = state
         y = y.reshape(n, inner) * silu(z)
         if self.gain is None:
             return y
-        pieces = normalise(y.reshape(n, self.n_groups, -1), Norm(None, self.eps))
+        pieces = normalise(y.reshape(n, self.n_groups, inner // self.n_groups), Norm(None, self.eps))
         return pieces.reshape(n, inner) * self.gain
 
 
@@ -94,7 +94,7 @@ class DeltaNet:
             y[t] = np.einsum("hij,hi->hj", state, q[t])
         after[1][:] = state
         y = normalise(y, Norm(self.gain, self.eps)) * silu(z.reshape(y.shape))
-        return y.reshape(n, -1)
+        return y.reshape(n, self.n_heads * d)
 
     def _unit(self, x: F32) -> F32:
         length = np.sqrt(np.sum(np.square(x), axis=-1, keepdims=True, dtype=np.float32))

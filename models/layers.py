@@ -92,7 +92,7 @@ class Mamba2(Recurrent):
     def of(cls, n_heads: int, head_dim: int, n_groups: int, d_state: int, kernel: int) -> Mamba2:
         """kernel: inputs that the convolution sees."""
         conv = kernel - 1, n_heads * head_dim + 2 * n_groups * d_state
-        return cls(conv, (n_heads, head_dim, d_state), n_heads, head_dim, n_groups, d_state)
+        return cls(conv, (n_heads, d_state, head_dim), n_heads, head_dim, n_groups, d_state)
 
     @property
     def n_inner(self) -> int:

@@ -8,6 +8,7 @@
 #include "cpu.h"
 #include "ops.h"
 #include "pool.h"
+#include "recurrent_ops.h"
 #include "scratch.h"
 
 namespace mixkv {
@@ -24,6 +25,7 @@ public:
     const Isa isa;
     const Ops& linear;
     const AttnOps& attn;
+    const RecurrentOps& recurrent;
     Pool pool;
 
     ActivationMemory activations, hidden;

@@ -60,6 +60,7 @@ bool exact_by_default();
 void bind_linear(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_layers(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_routed(nb::module_& m, nb::class_<PyBackend>& backend);
+void bind_recurrent(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend);
 
 }  // namespace mixkv

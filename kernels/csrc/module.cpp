@@ -70,5 +70,6 @@ NB_MODULE(_native, m) {
     bind_linear(m, backend);
     bind_layers(m, backend);
     bind_routed(m, backend);
+    bind_recurrent(m, backend);
     bind_kv(m, backend);
 }

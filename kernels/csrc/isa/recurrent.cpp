@@ -1,0 +1,119 @@
+// Convolutions and scans of the recurrent mixers, and their function table.
+#include "recurrent_ops.h"
+
+#include <math.h>
+
+#include "simd.h"
+
+namespace mixkv::MIXKV_ISA {
+namespace {
+
+MIXKV_INLINE F16 load_cols(const float* p, int cols) { return cols == 16 ? load16(p) : load16_n(p, cols); }
+MIXKV_INLINE void store_cols(float* p, F16 v, int cols) { cols == 16 ? store16(p, v) : store16_n(p, v, cols); }
+
+void convolve(const Convolution* conv, const float* x, int64_t ldx, const float* before, int t0, int t1, int silu, float* y,
+              int64_t ldy) {
+    const int channels = conv->channels, kept = conv->kernel - 1;
+    const F16 zero = set16(0.0f), one = set16(1.0f);
+    for (int c = 0; c < channels; c += 16) {
+        const int cols = channels - c < 16 ? channels - c : 16;
+        const F16 bias = conv->bias ? load_cols(conv->bias + c, cols) : zero;
+        for (int t = t0; t < t1; ++t) {
+            F16 sum = zero;
+            for (int j = 0; j <= kept; ++j) {
+                const int row = t - kept + j;
+                const float* from = row < 0 ? before + int64_t(row + kept) * channels + c : x + row * ldx + c;
+                sum = fma16(load_cols(from, cols), load_cols(conv->weight + int64_t(j) * channels + c, cols), sum);
+            }
+            sum = add(sum, bias);
+            if (silu) sum = div16(sum, add(one, exp16(sub(zero, sum))));
+            store_cols(y + t * ldy + c, sum, cols);
+        }
+    }
+}
+
+void multiply(const float* a, const float* b, int n, float* y) {
+    int i = 0;
+    for (; i + 16 <= n; i += 16) store16(y + i, mul(load16(a + i), load16(b + i)));
+    if (i < n) store16_n(y + i, mul(load16_n(a + i, n - i), load16_n(b + i, n - i)), n - i);
+}
+
+void unit(float* x, int n, float eps, float scale) {
+    F16 sum = set16(0.0f);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) sum = fma16(load16(x + i), load16(x + i), sum);
+    if (i < n) sum = fma16(load16_n(x + i, n - i), load16_n(x + i, n - i), sum);
+    const float length = sqrtf(reduce_add(sum));
+    const F16 factor = set16((length < eps ? 1.0f / eps : 1.0f / length) * scale);
+    for (i = 0; i + 16 <= n; i += 16) store16(x + i, mul(load16(x + i), factor));
+    if (i < n) store16_n(x + i, mul(load16_n(x + i, n - i), factor), n - i);
+}
+
+struct Sums {  // of rows 0, 4, 8 ...; 1, 5, 9 ...; and so on
+    F16 of[4] = {set16(0.0f), set16(0.0f), set16(0.0f), set16(0.0f)};
+    F16 total() const { return add(add(of[0], of[1]), add(of[2], of[3])); }
+};
+
+void take_strip(const Scan& s) {
+    for (int i = 0; i < s.n_in; ++i) store16(s.strip + 16 * i, load_cols(s.before + int64_t(i) * s.width, s.cols));
+}
+void give_strip(const Scan& s) {
+    for (int i = 0; i < s.n_in; ++i) store_cols(s.after + int64_t(i) * s.width, load16(s.strip + 16 * i), s.cols);
+}
+
+// f(i, which of the four sums)
+template <class F>
+MIXKV_INLINE void each_row(int n, F&& f) {
+    int i = 0;
+    for (; i + 4 <= n; i += 4)
+        MIXKV_UNROLL
+        for (int j = 0; j < 4; ++j) f(i + j, j);
+    for (int j = 0; i + j < n; ++j) f(i + j, j);
+}
+
+void scan_mamba(const Scan* scan) {
+    const Scan& s = *scan;
+    take_strip(s);
+    for (int t = 0; t < s.n; ++t) {
+        const float *k = s.k + t * s.ldk, *q = s.q + t * s.ldk;
+        const F16 decay = set16(s.decay[t * s.ld_head]), v = load_cols(s.v + t * s.ldv, s.cols);
+        const F16 input = mul(set16(s.step[t * s.ld_head]), v);
+        Sums y;
+        each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
+            const F16 row = fma16(set16(k[i]), input, mul(load16(s.strip + 16 * i), decay));
+            store16(s.strip + 16 * i, row);
+            y.of[j] = fma16(row, set16(q[i]), y.of[j]);
+        });
+        store_cols(s.y + t * s.ldy, fma16(set16(s.skip), v, y.total()), s.cols);
+    }
+    give_strip(s);
+}
+
+void scan_delta(const Scan* scan) {
+    const Scan& s = *scan;
+    take_strip(s);
+    for (int t = 0; t < s.n; ++t) {
+        const float *k = s.k + t * s.ldk, *q = s.q + t * s.ldk;
+        const F16 decay = set16(s.decay[t * s.ld_head]), v = load_cols(s.v + t * s.ldv, s.cols);
+        Sums held, y;
+        each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
+            const F16 row = mul(load16(s.strip + 16 * i), decay);
+            store16(s.strip + 16 * i, row);
+            held.of[j] = fma16(row, set16(k[i]), held.of[j]);
+        });
+        const F16 delta = mul(set16(s.step[t * s.ld_head]), sub(v, held.total()));
+        each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
+            const F16 row = fma16(set16(k[i]), delta, load16(s.strip + 16 * i));
+            store16(s.strip + 16 * i, row);
+            y.of[j] = fma16(row, set16(q[i]), y.of[j]);
+        });
+        store_cols(s.y + t * s.ldy, y.total(), s.cols);
+    }
+    give_strip(s);
+}
+
+}  // namespace
+
+extern const RecurrentOps recurrent_table = {convolve, multiply, unit, scan_mamba, scan_delta};
+
+}  // namespace mixkv::MIXKV_ISA
