@@ -12,7 +12,7 @@ from mixkv.kernels import Backend
 from mixkv.kernels.errors import OutOfMemoryError
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
-from mixkv.models.layers import Attention, LayerSpec
+from mixkv.models.layers import Attention, LayerSpec, Recurrent
 
 MIB = 1 << 20
 FIXED_SCRATCH = 64 * MIB
@@ -72,15 +72,17 @@ def plan_memory(
 def _row_width(dim: int, layer: LayerSpec) -> int:
     """Numbers that a forward pass holds for each row of a chunk at a layer's fullest moment (models/, csrc/linear.cpp).
 
-    dim: n_embd. What a recurrent mixer works with is counted as its state, which has about the size of its rows.
+    dim: n_embd.
     """
     mixer, n_ff, n_rot = layer.mixer, 0 if layer.ffn is None else layer.ffn.n_inner, 0
+    out = qkv = 0
     if isinstance(mixer, Attention):
         out, qkv = mixer.n_heads * mixer.head_dim_v, mixer.n_heads * mixer.head_dim_k + mixer.kv_numbers
+        qkv += out * mixer.gate
         n_rot = 0 if mixer.rope is None else mixer.rope.n_rot
-    else:
-        out = 0 if mixer is None else sum(shape[0] for shape in mixer.shapes)
-        qkv = 2 * out
+    for recurrent in (mixer, layer.beside):
+        if isinstance(recurrent, Recurrent):
+            out = max(out, recurrent.row_numbers)
     # kept from call to call: rows normed for QKV and for the MLP, with their codes; the MLP's inner rows; the codes of
     # attention's output; cos and sin of the last four chunks
     kept = 3 * dim + n_ff + out // 2 + 4 * n_rot

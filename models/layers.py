@@ -78,6 +78,12 @@ class Recurrent:
         """Bytes of one state."""
         return 4 * sum(math.prod(shape) for shape in self.shapes)
 
+    @property
+    def row_numbers(self) -> int:
+        """Numbers of a token that are at hand at once: what comes of the projections, what the convolution makes of it
+        (as wide as its state), and what goes out."""
+        return 3 * (0 if self.conv_state is None else self.conv_state[-1])
+
 
 @dataclass(frozen=True)
 class Mamba2(Recurrent):
@@ -99,6 +105,10 @@ class Mamba2(Recurrent):
         """Channels."""
         return self.n_heads * self.head_dim
 
+    @property
+    def row_numbers(self) -> int:
+        return super().row_numbers + 2 * self.n_inner + 3 * self.n_heads
+
 
 @dataclass(frozen=True)
 class DeltaNet(Recurrent):
@@ -118,6 +128,10 @@ class DeltaNet(Recurrent):
         conv = kernel - 1, (n_heads + 2 * n_k_heads) * head_dim
         return cls(conv, (n_heads, head_dim, head_dim), n_heads, n_k_heads, head_dim, tiled)
 
+    @property
+    def row_numbers(self) -> int:
+        return super().row_numbers + self.n_heads * (2 * self.head_dim + 4)
+
 
 @dataclass(frozen=True)
 class ShortConv(Recurrent):
@@ -127,6 +141,16 @@ class ShortConv(Recurrent):
     def of(cls, dim: int, kernel: int) -> ShortConv:
         """kernel: inputs that the convolution sees."""
         return cls((kernel - 1, dim), None)
+
+    @property
+    def row_numbers(self) -> int:
+        return super().row_numbers + 2 * self.dim
+
+    @property
+    def dim(self) -> int:
+        """Channels."""
+        assert self.conv_state is not None
+        return self.conv_state[1]
 
 
 @dataclass(frozen=True)
