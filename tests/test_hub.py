@@ -1,0 +1,337 @@
+"""Getting a model of the hub: what is downloaded, where it lies, what happens where something goes wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_server import LocalHub
+
+from mixkv.engine.hub.client import Hub
+from mixkv.engine.hub.reference import Reference
+from mixkv.kernels.errors import HubError, MixkvWarning
+
+REPO = "some-one/Tiny.Model-GGUF"
+Q4, Q8, PARTS = "tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "big/tiny-F16-0000{}-of-00003.gguf"
+DATA = random.Random(1).randbytes(300_000)
+FILES = {
+    "README.md": b"# Tiny",
+    Q4: DATA,
+    Q8: DATA[::-1],
+    "small-Q2_K.gguf": b"small",
+    **{PARTS.format(i): DATA[i : 5000 * i] for i in (1, 2, 3)},
+}
+
+
+@pytest.fixture
+def hub() -> Iterator[LocalHub]:
+    with LocalHub() as server:
+        server.put(REPO, FILES)
+        yield server
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def get(hub: LocalHub, cache: Path, name: str = REPO, **options: Any) -> Path:
+    return Hub(endpoint=hub.url, cache=cache, pause=0.0, **options).get(Reference.parse(name))
+
+
+def refused(hub: LocalHub, cache: Path, name: str = REPO, **options: Any) -> str:
+    with pytest.raises(HubError) as caught:
+        get(hub, cache, name, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def blobs(cache: Path) -> dict[str, int]:
+    """Names and sizes of all contents, finished or not."""
+    return {path.name: path.stat().st_size for path in cache.glob("models--*/blobs/*")}
+
+
+def digest(name: str) -> str:
+    return hashlib.sha256(FILES[name]).hexdigest()
+
+
+def test_a_model_is_downloaded_once_and_lies_where_other_programs_find_it(hub: LocalHub, cache: Path) -> None:
+    """A cache of one's own would download everything a second time; another layout would break the shared one."""
+    from huggingface_hub import scan_cache_dir, try_to_load_from_cache
+
+    seen: list[tuple[int, int]] = []
+    mine = Hub(endpoint=hub.url, cache=cache)
+    path = mine.get(Reference.parse(REPO), lambda done, total: seen.append((done, total)))
+    assert path.name == Q4 and path.read_bytes() == DATA
+    assert seen[0] == (0, len(DATA)) and seen[-1] == (len(DATA), len(DATA)) and seen == sorted(seen)
+    assert get(hub, cache) == path and len(hub.ranges()) == 1
+    assert try_to_load_from_cache(REPO, Q4, cache_dir=cache) == str(path)
+    found = scan_cache_dir(cache)
+    assert not found.warnings and [repo.repo_id for repo in found.repos] == [REPO]
+    assert blobs(cache) == {digest(Q4): len(DATA)}
+
+
+def test_what_another_program_downloaded_is_not_downloaded_again(hub: LocalHub, cache: Path) -> None:
+    path = get(hub, cache)
+    path.unlink()  # its contents are there, under another commit's name
+    assert get(hub, cache) == path and path.read_bytes() == DATA
+    assert len(hub.ranges()) == 1
+
+
+def test_a_small_file_is_checked_by_the_checksum_of_git(hub: LocalHub, cache: Path) -> None:
+    assert get(hub, cache, f"{REPO}:Q2_K").read_bytes() == b"small"
+
+
+def test_a_split_model_comes_whole_whichever_part_is_named(hub: LocalHub, cache: Path) -> None:
+    """One part alone could not be loaded; parts put elsewhere than side by side neither."""
+    path = get(hub, cache, f"{REPO}/{PARTS.format(2)}")
+    assert path.name == PARTS.format(1).removeprefix("big/")
+    for i in (1, 2, 3):
+        assert (path.parent / Path(PARTS.format(i)).name).read_bytes() == FILES[PARTS.format(i)]
+    assert get(hub, cache, f"{REPO}:f16") == path
+
+
+@pytest.mark.parametrize("breaks", [1, 4])
+def test_a_download_that_breaks_off_goes_on_where_it_ended(hub: LocalHub, cache: Path, breaks: int) -> None:
+    hub.faults.break_after, hub.faults.breaks = 70_000, breaks
+    assert get(hub, cache).read_bytes() == DATA
+    begins = [int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0 for asked in hub.ranges()]
+    assert len(begins) == breaks + 1 and begins == sorted(set(begins)), "each begins further on"
+    assert blobs(cache) == {digest(Q4): len(DATA)}
+
+
+def test_what_a_broken_download_left_is_used_by_the_next_run(hub: LocalHub, cache: Path) -> None:
+    """Four gigabytes again for the last megabyte; the library's own download would throw the part away."""
+    hub.faults.break_after = 100_000
+    mine = Hub(endpoint=hub.url, cache=cache, pause=0.0)
+    part = f"{digest(Q4)}.incomplete"
+
+    def leave(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mine.get(Reference.parse(REPO), leave)
+    kept = blobs(cache)[part]
+    assert 0 < kept < len(DATA)
+    hub.faults.break_after = 1  # not a byte comes
+    message = refused(hub, cache)
+    assert f"broke off after {kept} of {len(DATA)} bytes" in message and "goes on from there" in message
+    assert blobs(cache) == {part: kept}
+    hub.faults.break_after, hub.asked = 0, []
+    assert get(hub, cache).read_bytes() == DATA
+    assert hub.ranges() == [f"bytes={kept}-"]
+
+
+def test_a_server_that_knows_no_ranges_begins_again(hub: LocalHub, cache: Path) -> None:
+    """Appended to what there was, the file would be damaged each time."""
+    hub.faults.break_after, hub.faults.breaks, hub.faults.no_ranges = 70_000, 1, True
+    assert get(hub, cache).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("left", [b"x" * 400_000, b""])
+def test_a_part_that_cannot_be_of_this_file_is_begun_again(hub: LocalHub, cache: Path, left: bytes) -> None:
+    path = cache / f"models--{REPO.replace('/', '--')}" / "blobs" / f"{digest(Q4)}.incomplete"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(left)
+    assert get(hub, cache).read_bytes() == DATA
+
+
+@pytest.mark.parametrize("trouble", ["another checksum", "more bytes", "a false beginning", "fewer bytes announced"])
+def test_damaged_contents_are_removed_and_never_get_a_name(hub: LocalHub, cache: Path, trouble: str) -> None:
+    """Half a model, or somebody else's, would be loaded and give nonsense."""
+    if trouble == "another checksum":
+        hub.faults.digests = {Q4: "0" * 64}
+    elif trouble == "more bytes":
+        hub.faults.surplus = b"more"
+    elif trouble == "fewer bytes announced":
+        hub.faults.sizes = {Q4: len(DATA) - 1000}
+    else:
+        path = cache / f"models--{REPO.replace('/', '--')}" / "blobs" / f"{digest(Q4)}.incomplete"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"x" * 1000)
+    message = refused(hub, cache)
+    assert Q4 in message and "arrived damaged" in message
+    assert blobs(cache) == {} and not [*cache.glob("**/*.gguf")]
+    hub.faults = type(hub.faults)()
+    assert get(hub, cache).read_bytes() == DATA, "and a second try is not spoilt by the first"
+
+
+def test_a_file_of_the_wrong_size_in_the_cache_is_replaced(hub: LocalHub, cache: Path) -> None:
+    """A copy that was cut off on the way would stay the model for ever."""
+    path = get(hub, cache)
+    path.resolve().write_bytes(DATA[:1000])
+    assert get(hub, cache) == path and path.read_bytes() == DATA
+
+
+def test_room_is_asked_for_before_the_first_byte(hub: LocalHub, cache: Path) -> None:
+    hub.faults.sizes = {Q4: 1 << 60}
+    message = refused(hub, cache)
+    assert "1152921504.61 GB more" in message and str(cache) in message and "HF_HOME" in message
+    assert hub.ranges() == [] and blobs(cache) == {}
+
+
+def test_a_disk_that_is_full_in_the_middle_keeps_what_there_is(hub: LocalHub, cache: Path) -> None:
+    """The limit of a process on the size of its files stands for the disk: the same call fails in the same place."""
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from mixkv.engine.hub.client import Hub\n"
+        "from mixkv.engine.hub.reference import Reference\n"
+        "from mixkv.kernels.errors import HubError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "try:\n    Hub(endpoint=sys.argv[1], cache=Path(sys.argv[2])).get(Reference.parse(sys.argv[3]))\n"
+        "except HubError as error:\n    print(error)\n"
+    )
+    line = [sys.executable, "-c", code, hub.url, str(cache), REPO]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, env=hub.environment(cache))
+    assert "cannot write" in done.stdout and f"100000 of {len(DATA)} bytes of {Q4} were kept" in done.stdout
+    assert done.stdout.count("\n") == 1 and not done.stderr
+    hub.asked = []
+    assert get(hub, cache).read_bytes() == DATA and hub.ranges() == ["bytes=100000-"]
+
+
+def test_without_a_network_it_is_what_the_cache_has(hub: LocalHub, cache: Path) -> None:
+    """On a train, a model that is on the disk must load; one that is not must be answered with those that are."""
+    path = get(hub, cache, f"{REPO}:Q8_0")
+    with LocalHub() as gone:
+        pass
+    with pytest.warns(MixkvWarning, match="cannot be reached: .*; the model is taken from the cache"):
+        assert get(gone, cache) == path, "Q4_K_M is not there, the nearest is"
+    hub.asked = []
+    assert get(hub, cache, f"{REPO}:q8_0", offline=True) == path
+    assert f"has no 'Q4_K_M' of {REPO}; there is Q8_0" in refused(hub, cache, f"{REPO}:Q4_K_M", offline=True)
+    message = refused(hub, cache, "no/such", offline=True)
+    assert "has nothing of no/such" in message and REPO in message
+    assert hub.asked == [], "offline is offline"
+    message = refused(gone, cache, "no/such")
+    assert "cannot be reached" in message and "has nothing of no/such" in message
+
+
+def test_an_older_commit_in_the_cache_serves_where_the_newest_lacks_the_file(hub: LocalHub, cache: Path) -> None:
+    path = get(hub, cache, f"{REPO}:Q8_0")
+    hub.put(REPO, {**FILES, Q4: DATA[:2000]})
+    assert get(hub, cache, f"{REPO}:Q4_K_M").read_bytes() == DATA[:2000]
+    assert get(hub, cache, f"{REPO}:Q8_0", offline=True) == path
+
+
+def test_a_new_commit_with_the_same_contents_costs_no_download(hub: LocalHub, cache: Path) -> None:
+    first = get(hub, cache)
+    hub.put(REPO, {**FILES, "README.md": b"new"})
+    second = get(hub, cache)
+    assert second != first and second.read_bytes() == DATA and len(hub.ranges()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (f"{REPO}:Q9", f"the hub has no 'Q9' of {REPO}; there is F16, Q2_K, Q4_K_M, Q8_0"),
+        (f"{REPO}/tiny.gguf", f"the hub has no file 'tiny.gguf' of {REPO}; there is big/tiny-F16-00001-of-00003.gguf,"),
+        ("some-one/Tiny.Model", f"the hub has no model some-one/Tiny.Model that this user may see (its user has {REPO}"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_names_there_are(hub: LocalHub, cache: Path, name: str, words: str) -> None:
+    assert words in refused(hub, cache, name)
+
+
+def test_a_repository_without_models_says_so(hub: LocalHub, cache: Path) -> None:
+    hub.put(REPO, {"model.safetensors": DATA})
+    assert "there is no GGUF file at all" in refused(hub, cache)
+
+
+def test_a_split_model_that_lacks_a_part_is_not_begun(hub: LocalHub, cache: Path) -> None:
+    hub.put(REPO, {name: data for name, data in FILES.items() if name != PARTS.format(2)})
+    message = refused(hub, cache, f"{REPO}:F16")
+    assert "the hub has 2 of 3 parts" in message and ": 2 missing" in message
+    assert hub.ranges() == []
+
+
+def test_names_that_lead_out_of_the_cache_are_no_names(hub: LocalHub, cache: Path) -> None:
+    """A repository is a stranger's: its names must not write to the user's files."""
+    bad = ["../../../evil-Q4_K_M.gguf", "/tmp/evil-Q4_K_M.gguf", "a/../../../b-Q4_K_M.gguf", "a\\b-Q4_K_M.gguf"]
+    bad += ["a//b-Q4_K_M.gguf", "a\x00-Q4_K_M.gguf", "a\x1b[2J-Q4_K_M.gguf", "x" * 300 + "-Q4_K_M.gguf", "\ud800.gguf"]
+    hub.put(REPO, dict.fromkeys(bad, DATA))
+    assert "there is no GGUF file at all" in refused(hub, cache)
+    hub.put(REPO, dict.fromkeys([*bad, Q8], DATA))
+    assert get(hub, cache).name == Q8
+    outside = {path for path in cache.parent.rglob("*") if cache not in (path, *path.parents)}
+    assert outside == set()
+
+
+@pytest.mark.parametrize("sha", ["../../../../evil", "main", "A" * 40])
+def test_a_commit_that_is_none_is_no_folder(hub: LocalHub, cache: Path, sha: str) -> None:
+    hub.faults.sha = sha
+    assert "is no hub" in refused(hub, cache)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("digest", ["../../../evil", "", "z" * 64])
+def test_a_checksum_that_is_none_is_no_file(hub: LocalHub, cache: Path, digest: str) -> None:
+    hub.faults.digests = {Q4: digest}
+    assert "no checksum of tiny-Q4_K_M.gguf" in refused(hub, cache)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b"{}", b'"x"', b'{"id": 1, "siblings": 3, "sha": null}'])
+def test_what_is_no_hub_gets_one_line(hub: LocalHub, cache: Path, body: bytes) -> None:
+    hub.faults.api_body = body
+    assert "is no hub; HF_ENDPOINT says where the hub is" in refused(hub, cache)
+
+
+def test_answers_of_the_hub_get_one_line(hub: LocalHub, cache: Path) -> None:
+    hub.faults.gated = True
+    assert f"{hub.url}/{REPO} is open to those alone who accepted its terms" in refused(hub, cache)
+    hub.faults = type(hub.faults)(api_status=503)
+    assert "the hub answered 503" in refused(hub, cache)
+    hub.faults = type(hub.faults)(status=503)
+    assert "broke off after 0 of" in (message := refused(hub, cache)) and "the hub answered 503" in message
+    assert len(hub.ranges()) == 5
+    hub.faults = type(hub.faults)(status=403)
+    assert f"{Q4} cannot be downloaded: " in refused(hub, cache)
+    assert len(hub.ranges()) == 6, "no is no, it is not asked again"
+
+
+def test_a_token_is_sent_to_the_hub_and_to_nobody_else(hub: LocalHub, cache: Path) -> None:
+    """Contents lie on other servers, which must not learn it."""
+    hub.faults.token = "hf_secret"
+    assert "a private one needs HF_TOKEN" in refused(hub, cache, token="hf_wrong")
+    with LocalHub() as other:
+        other.put(REPO, FILES)
+        hub.faults.elsewhere = other.url
+        assert get(hub, cache, token="hf_secret").read_bytes() == DATA
+        assert [headers.get("authorization") for _, _, headers in other.asked] == [None]
+
+
+def test_two_at_once_download_it_once(hub: LocalHub, cache: Path) -> None:
+    """Two that append to one part would spoil it for each other."""
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(get(hub, cache))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3 and found[0].read_bytes() == DATA and len(hub.ranges()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_cache_that_cannot_be_written_is_one_line(hub: LocalHub, cache: Path) -> None:
+    path = get(hub, cache)
+    cache.chmod(0o500)
+    (cache / path.parts[-4]).chmod(0o500)
+    assert get(hub, cache) == path, "what is there can be read"
+    assert "the cache cannot be used" in refused(hub, cache, "some-one/Other")
+
+
+def test_a_cache_that_is_no_folder_is_one_line(hub: LocalHub, cache: Path) -> None:
+    cache.write_text("a file")
+    assert "the cache cannot be used" in refused(hub, cache)
