@@ -21,7 +21,12 @@ class HubFlags:
     )  # fmt: skip
     hf_file: str | None = flag("-hff", "--hf-file", panel=MODEL, metavar="FILE", help="With -hf: this file of it")
     hf_token: str | None = flag(
-        "-hft", "--hf-token", panel=MODEL, metavar="TOKEN", help="Token for the hub", default="HF_TOKEN, or as logged in"
+        "-hft",
+        "--hf-token",
+        panel=MODEL,
+        metavar="TOKEN",
+        help="Token for the hub",
+        default="HF_TOKEN, or as logged in",
     )
     offline: bool = flag("--offline", panel=MODEL, value=False, help="Of the hub only what is in the cache")
 
@@ -32,17 +37,16 @@ def model_path(model: str | None, hub: HubFlags, terminal: Terminal) -> Path | s
 
     if model is not None and hub.hf_repo is not None:
         raise ConfigError("-hf contradicts -m (or MODEL): give one of them")
-    if hub.hf_repo is None:
+    if hub.hf_repo is None and (model is None or not model.startswith(SCHEME)):
         if hub.hf_file is not None:
             raise ConfigError(f"-hff {hub.hf_file!r} needs -hf USER/REPO")
-        if model is None or not model.startswith(SCHEME):
-            return model
+        return model
     from mixkv.engine.hub.client import Hub
 
     reference = Reference.parse(hub.hf_repo or model or "")
     if hub.hf_file is not None:
         if reference.file is not None or (reference.quant and reference.quant.lower() not in hub.hf_file.lower()):
-            raise ConfigError(f"-hff {hub.hf_file!r} contradicts -hf {hub.hf_repo}: give one of them")
+            raise ConfigError(f"-hff {hub.hf_file!r} contradicts {reference}: give one of them")
         reference = Reference.parse(f"{reference.repo}/{hub.hf_file}")
     with terminal.progress(f"downloading {reference}") as report:
         return Hub(token=hub.hf_token, offline=hub.offline).get(reference, report)

@@ -44,7 +44,7 @@ def models(flags: ModelsFlags) -> int:
     for model in found:
         unfinished = "" if model.complete else "  not finished: get it again, or remove it"
         print(harmless(f"{model.name:<{width}}  {size(model.nbytes):>8}{unfinished}"))
-    print(f"{len(found)} models, {size(sum(model.nbytes for model in found))}, in {cache}")
+    print(f"{sum(model.complete for model in found)} models, {size(sum(model.nbytes for model in found))}, in {cache}")
     return DONE
 
 

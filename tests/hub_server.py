@@ -29,6 +29,8 @@ class Faults:
 
     break_after: int = 0  # bytes of contents, then the connection is closed; of each answer
     breaks: int = 1 << 30  # how many answers break off
+    stall_after: int = 0  # bytes of contents, then nothing comes for a while
+    stall_seconds: float = 60.0
     no_ranges: bool = False  # every answer begins at the first byte
     surplus: bytes = b""  # behind the contents
     status: int = 0  # the answer to everything that asks for contents
@@ -49,6 +51,7 @@ class LocalHub:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.faults = Faults()
         self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.stalled, self.stop = threading.Event(), threading.Event()
         hub = self
 
         class Handler(_Handler):
@@ -65,6 +68,7 @@ class LocalHub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -142,10 +146,22 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.say(416, b"")
             status, more = 206, {"Content-Range": f"bytes {begin}-{len(data) - 1}/{len(data)}"}
         body = data[begin:] + faults.surplus
+        if faults.stall_after:
+            return self._stall(hub, body)
         if faults.break_after and faults.breaks:
             faults.breaks -= 1
             return self.say(status, body, only=faults.break_after - 1, **more)
         self.say(status, body, **more)
+
+    def _stall(self, hub: LocalHub, body: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: hub.faults.stall_after])
+        self.wfile.flush()
+        hub.stalled.set()
+        if not hub.stop.wait(hub.faults.stall_seconds):
+            self.wfile.write(body[hub.faults.stall_after :])
 
     def refuse(self, status: int, code: str) -> None:
         self.say(status, b"{}", **{"X-Error-Code": code, "X-Error-Message": "Repository not found."})

@@ -237,7 +237,10 @@ def test_a_new_commit_with_the_same_contents_costs_no_download(hub: LocalHub, ca
     [
         (f"{REPO}:Q9", f"the hub has no 'Q9' of {REPO}; there is F16, Q2_K, Q4_K_M, Q8_0"),
         (f"{REPO}/tiny.gguf", f"the hub has no file 'tiny.gguf' of {REPO}; there is big/tiny-F16-00001-of-00003.gguf,"),
-        ("some-one/Tiny.Model", f"the hub has no model some-one/Tiny.Model that this user may see (its user has {REPO}"),
+        (
+            "some-one/Tiny.Model",
+            f"the hub has no model some-one/Tiny.Model that this user may see (its user has {REPO}",
+        ),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_names_there_are(hub: LocalHub, cache: Path, name: str, words: str) -> None:

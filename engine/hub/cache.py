@@ -1,8 +1,8 @@
 """The hub's cache on disk, laid out as the huggingface_hub package does it, so that all programs share one.
 
-    models--USER--REPO/blobs/DIGEST              contents; DIGEST.incomplete is one that is not finished
-                       refs/main                 the commit that was the newest when last asked
-                       snapshots/COMMIT/FILE     a link to the contents
+models--USER--REPO/blobs/DIGEST              contents; DIGEST.incomplete is one that is not finished
+                   refs/main                 the commit that was the newest when last asked
+                   snapshots/COMMIT/FILE     a link to the contents
 """
 
 from __future__ import annotations

@@ -101,9 +101,10 @@ def _is_file_of(file: str, model: Candidate) -> bool:
 
 
 def _with_label(models: Sequence[Candidate], quant: str) -> Candidate | None:
-    """The first whose path has the word, followed by a dot or a dash: F16 is not BF16, Q4_K not Q4_K_M."""
-    pattern = re.compile(rf"(?<![a-z0-9]){re.escape(quant)}[./-]", re.IGNORECASE)
-    return next((model for model in models if pattern.search(model.name)), None)
+    """The first that is called so, else the first whose path has the word: F16 is not BF16, Q4_K not Q4_K_M."""
+    word = re.compile(rf"(?<![a-z0-9_]){re.escape(quant)}[./-]", re.IGNORECASE)
+    named = (model for model in models if model.quant == quant.upper())
+    return next(named, None) or next((model for model in models if word.search(model.name)), None)
 
 
 def _nearest(models: Sequence[Candidate]) -> Candidate | None:

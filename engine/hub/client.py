@@ -15,6 +15,7 @@ from mixkv.engine.hub import Progress
 from mixkv.engine.hub.cache import INCOMPLETE, RepoCache
 from mixkv.engine.hub.choice import choose
 from mixkv.engine.hub.download import TIMEOUT_SECONDS, RemoteFile, download, transport_errors
+from mixkv.engine.hub.inventory import find
 from mixkv.engine.hub.reference import Reference, is_gguf, is_safe
 from mixkv.kernels.errors import HubError, MixkvWarning
 
@@ -79,35 +80,28 @@ class Hub:
 
     def cached(self, reference: Reference) -> Path:
         """The same from the cache alone. Raises HubError, with the names that there are, if it is not there."""
-        repo = RepoCache(self.cache, reference.repo)
-        names: set[str] = set()
-        for snapshot in repo.snapshots():
-            have = repo.models(snapshot)
-            with suppress(HubError):
-                return have[choose(have, reference, "the cache").name]
-            names |= set(have)
-        if names:
-            choose(names, reference, "the cache")
-        others = [other.repo for other in RepoCache.all(self.cache) if any(map(other.models, other.snapshots()))]
-        have_others = f"; it has {', '.join(others[:SIMILAR])}" if others else ""
-        raise HubError(f"the cache {self.cache} has nothing of {reference.repo}{have_others}")
+        model, files = find(self.cache, reference)
+        return files[model.name]
 
     def _list(self, repo: str) -> Listing:
         """Ask the hub what there is. Raises HubError."""
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
         url = f"{self.endpoint}/{repo}"
+        network: tuple[type[Exception], ...] = (*transport_errors(), OSError)
         try:
             return _checked(self._api().model_info(repo, files_metadata=True, timeout=TIMEOUT_SECONDS), url)
         except GatedRepoError:
-            raise HubError(f"{url} is open to those alone who accepted its terms: do that there, set HF_TOKEN") from None
+            raise HubError(
+                f"{url} is open to those alone who accepted its terms: do that there, set HF_TOKEN"
+            ) from None
         except RepositoryNotFoundError:
             raise HubError(
                 f"the hub has no model {repo} that this user may see{self._similar(repo)}; a private one needs HF_TOKEN"
             ) from None
         except HfHubHTTPError as error:
             raise HubError(f"{url}: the hub answered {error.response.status_code}") from None
-        except (*transport_errors(), OSError) as error:
+        except network as error:
             raise HubError(f"{self.endpoint} cannot be reached: {str(error) or type(error).__name__}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise HubError(_no_hub(url)) from None
@@ -129,9 +123,7 @@ class Hub:
 
         return HfApi(endpoint=self.endpoint, token=self._token, library_name="mixkv")
 
-    def _complete(
-        self, repo: RepoCache, commit: str, files: Sequence[RemoteFile], progress: Progress | None
-    ) -> None:
+    def _complete(self, repo: RepoCache, commit: str, files: Sequence[RemoteFile], progress: Progress | None) -> None:
         """Have all these files in the snapshot. Raises HubError, OSError."""
         absent = [file for file in files if not _has(repo.path(commit, file.name), file)]
         wanted = {file.digest: file for file in absent if not _has(repo.blobs / file.digest, file)}
