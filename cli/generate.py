@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 @with_flags
 def generate(
     prompt: PromptFlags, conversation: ConversationFlags, turns: TurnFlags, model: ModelFlags, hub: HubFlags,
-    cache: CacheFlags, prompt_cache: PromptCacheFlags, sampling: SamplingFlags, chain: ChainFlags, output: OutputFlags, json: JsonFlags,
-    machine: MachineFlags, changes: OverrideFlags, accepted: AcceptedFlags, refused: RefusedFlags,
+    cache: CacheFlags, prompt_cache: PromptCacheFlags, sampling: SamplingFlags, chain: ChainFlags, output: OutputFlags,
+    json: JsonFlags, machine: MachineFlags, changes: OverrideFlags, accepted: AcceptedFlags, refused: RefusedFlags,
 ) -> int:  # fmt: skip
     """Continue a prompt. The text goes to stdout and nothing else does; all other words go to stderr.
 

@@ -32,7 +32,10 @@ class HubFlags:
 
 
 def model_path(model: str | None, hub: HubFlags, terminal: Terminal) -> Path | str | None:
-    """The file to open: that of -m, or the hub's, downloaded with a bar. None: the demo model. ConfigError, HubError."""
+    """The file to open: that of -m, or the hub's, downloaded with a bar; None is the demo model.
+
+    Raises ConfigError, HubError.
+    """
     from mixkv.engine.hub.reference import SCHEME, Reference
 
     if model is not None and hub.hf_repo is not None:

@@ -42,8 +42,8 @@ def test_the_ways_to_name_a_model(text: str, reference: Reference) -> None:
      "a/b:Q4 K", "a/" + "b" * 300, "a/b\n", "ä/b"],
 )  # fmt: skip
 def test_what_is_no_name_is_said_to_be_none(text: str) -> None:
-    """A name becomes a folder of the cache: one with two dashes would be that of another model, one with dots lead out."""
-    with pytest.raises(ConfigError, match="write USER/REPO, USER/REPO:QUANT or USER/REPO/FILE.gguf"):
+    """A name becomes a folder of the cache: two dashes would make it another model's, dots would lead out."""
+    with pytest.raises(ConfigError, match=r"write USER/REPO, USER/REPO:QUANT or USER/REPO/FILE.gguf"):
         Reference.parse(text)
 
 
@@ -71,7 +71,7 @@ def test_a_quantization_is_found_by_its_whole_name(quant: str | None, name: str)
 
 @pytest.mark.parametrize("quant", ["Q4_K", "4_0", "0", "XS", "K_M", "Q3_K_M", ".*", "gguf"])
 def test_half_a_name_of_a_quantization_is_none(quant: str) -> None:
-    with pytest.raises(HubError, match="there is BF16, F16, IQ4_XS, Q2_K, Q4_0, Q4_K_M, Q4_K_S, Q8_0, UD-Q4_K_XL$"):
+    with pytest.raises(HubError, match=r"there is BF16, F16, IQ4_XS, Q2_K, Q4_0, Q4_K_M, Q4_K_S, Q8_0, UD-Q4_K_XL$"):
         chosen(FULL, quant)
 
 
@@ -85,7 +85,7 @@ def test_half_a_name_of_a_quantization_is_none(quant: str) -> None:
         (["m-f16.gguf", "m.gguf"], "m-f16.gguf"),
         (["any name.gguf", "mmproj-any-Q4_K_M.gguf"], "any name.gguf"),
         (["a.Q4_K_M.gguf", "b.Q4_K_M.gguf"], "a.Q4_K_M.gguf"),
-        (["Q4_K_M/m-00001-of-00002.gguf", "Q4_K_M/m-00002-of-00002.gguf", "m-Q8_0.gguf"], "Q4_K_M/m-00001-of-00002.gguf"),
+        (["Q4_K_M/m-00001-of-00002.gguf", "Q4_K_M/m-00002-of-00002.gguf", "Q8_0.gguf"], "Q4_K_M/m-00001-of-00002.gguf"),
     ],
 )  # fmt: skip
 def test_without_a_word_it_is_the_usual_one_or_the_nearest(names: list[str], name: str) -> None:
@@ -101,7 +101,7 @@ def test_another_word_of_a_name_serves_as_well() -> None:
 
 
 def test_files_beside_a_model_are_taken_only_by_name() -> None:
-    with pytest.raises(HubError, match="no GGUF model of a/b; there is mmproj-x-F16.gguf"):
+    with pytest.raises(HubError, match=r"no GGUF model of a/b; there is mmproj-x-F16.gguf"):
         chosen(["mmproj-x-F16.gguf"])
     assert chosen(["mmproj-x-F16.gguf"], file="MMPROJ-x-f16.gguf") == "mmproj-x-F16.gguf"
 

@@ -22,6 +22,7 @@ from mixkv.kernels.errors import HubError, MixkvWarning
 OLDEST_LIBRARY = 1
 """Major version of huggingface_hub."""
 HEX = re.compile("[0-9a-f]+")
+TOKEN = re.compile("[!-~]*")
 LOCKS = ".locks"
 SIMILAR = 50
 """Models of a user among which a wrong name's neighbours are looked for."""
@@ -43,11 +44,15 @@ class Hub:
         offline: bool = False, pause: float = 1.0,
     ) -> None:  # fmt: skip
         """offline: the cache alone. pause: seconds before a broken download is tried again. Raises HubError."""
-        constants = library().constants
+        package = library()
+        constants = package.constants
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self.cache = Path(constants.HF_HUB_CACHE) if cache is None else cache
         self.offline = offline or constants.HF_HUB_OFFLINE
         self._token, self._pause = token, pause
+        sent = "" if self.offline else token or package.get_token() or ""
+        if not TOKEN.fullmatch(sent):  # the HTTP library's own message would show it
+            raise HubError("the token for the hub, from HF_TOKEN or as given, has characters that no token has")
 
     def get(self, reference: Reference, progress: Progress | None = None) -> Path:
         """The path of the model, of its first file where it is split. progress: called while bytes come.

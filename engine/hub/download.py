@@ -44,7 +44,8 @@ class RemoteFile:
 
 def transport_errors() -> tuple[type[Exception], ...]:
     """What the session raises where the network fails: the package's HTTP library differs by version."""
-    return tuple(sys.modules[name].HTTPError for name in ("httpx", "httpx2") if name in sys.modules)
+    libraries = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    return tuple(error for library in libraries for error in (library.HTTPError, library.InvalidURL))
 
 
 def download(
@@ -83,23 +84,19 @@ def download(
 
 def _receive(url: str, headers: Mapping[str, str], out: _Part, report: Callable[[int], None]) -> str:
     """Append what one request gives, at most the rest; why it was not all. Raises HubError where the hub says no."""
-    from huggingface_hub import get_session, hf_raise_for_status
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import get_session
 
     wanted = {**headers, "Accept-Encoding": "identity"}
     if out.n_bytes:
         wanted["Range"] = f"bytes={out.n_bytes}-"
     with get_session().stream("GET", url, headers=wanted, timeout=TIMEOUT_SECONDS, follow_redirects=True) as response:
         if response.status_code not in (200, 206):
-            response.read()
-            try:
-                hf_raise_for_status(response)
-            except HfHubHTTPError as error:
-                if response.status_code not in LATER:
-                    raise HubError(f"{out.file.name} cannot be downloaded: {_first_line(error)}") from None
+            why = f"the hub answered {response.status_code} {response.headers.get('X-Error-Message', '')[:200]}".strip()
+            if response.status_code not in LATER:
+                raise HubError(f"{out.file.name} cannot be downloaded: {why}")
             if response.status_code == 416:
                 out.restart()
-            return f"the hub answered {response.status_code}"
+            return why
         if response.status_code == 200:
             out.restart()  # whoever answers knows no parts of files
         for piece in response.iter_bytes():
@@ -108,10 +105,6 @@ def _receive(url: str, headers: Mapping[str, str], out: _Part, report: Callable[
             if out.n_bytes > out.file.size:
                 break
     return "the connection was closed"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 class _Part:
