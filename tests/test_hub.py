@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from hub_server import LocalHub
 from hub_tools import DATA, FILES, PARTS, Q4, REPO, blobs, digest, get, refused
 
 from mixkv.engine.hub.client import Hub
+from mixkv.engine.hub.inventory import remove
 from mixkv.engine.hub.reference import Reference
 from mixkv.kernels.errors import MixkvWarning
 
@@ -187,6 +189,28 @@ def test_an_older_commit_in_the_cache_serves_where_the_newest_lacks_the_file(hub
     hub.put(REPO, {**FILES, Q4: DATA[:2000]})
     assert get(hub, cache, f"{REPO}:Q4_K_M").read_bytes() == DATA[:2000]
     assert get(hub, cache, f"{REPO}:Q8_0", offline=True) == path
+
+
+def test_what_was_the_newest_when_last_asked_is_what_the_cache_gives(hub: LocalHub, cache: Path) -> None:
+    """A model that its maker took back would return as soon as the network is gone."""
+    first = get(hub, cache)
+    hub.put(REPO, {**FILES, Q4: DATA[:2000]})
+    assert get(hub, cache) != first
+    hub.put(REPO, FILES)
+    assert get(hub, cache) == first
+    os.utime(first.parent, (0, 0))
+    assert get(hub, cache, offline=True) == first
+
+
+def test_a_removal_leaves_what_another_name_needs(hub: LocalHub, cache: Path) -> None:
+    """The same contents under two names are there once."""
+    hub.put(REPO, {Q4: DATA, "copy-Q4_0.gguf": DATA})
+    path, other = get(hub, cache), get(hub, cache, f"{REPO}:Q4_0")
+    assert len(hub.ranges()) == 1
+    assert remove(cache, Reference.parse(f"{REPO}:q4_0")) == 0
+    assert path.read_bytes() == DATA and not other.is_symlink()
+    assert remove(cache, Reference.parse(f"{REPO}:q4_k_m")) == len(DATA)
+    assert blobs(cache) == {}
 
 
 def test_a_new_commit_with_the_same_contents_costs_no_download(hub: LocalHub, cache: Path) -> None:

@@ -136,6 +136,12 @@ def test_the_environment_is_that_of_other_programs(hub: LocalHub, tmp_path: Path
     """HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_CACHE; no network at all."""
     hub.faults.token = "hf_secret"
     assert "HF_TOKEN" in run("get", REPO, env=hub.environment(tmp_path)).complaint
+    token = tmp_path / "token"
+    token.write_bytes(b"\xff\xfe")
+    assert f"{token}: the token for the hub cannot be read" in run("get", REPO, env=hub.environment(tmp_path)).complaint
+    token.write_text("hf_secret\n")
+    assert run("get", REPO, env=hub.environment(tmp_path)).status == 0
+    token.unlink()
     first = run("get", REPO, env=hub.environment(tmp_path, HF_TOKEN="hf_secret"))
     assert first.status == 0
     assert run("get", REPO, "-hft", "hf_secret", env=hub.environment(tmp_path)).out == first.out
@@ -186,17 +192,6 @@ def test_models_lists_and_removes(hub: LocalHub, tmp_path: Path, demo: bytes) ->
     )
     removed(f"hf://{REPO}")
     assert listed() == {} and not blobs.exists()
-
-
-def test_a_removal_leaves_what_another_name_needs(hub: LocalHub, tmp_path: Path, demo: bytes) -> None:
-    """The same contents under two names are there once."""
-    hub.put(REPO, {NAME: demo, "copy-Q4_0.gguf": demo})
-    environment = hub.environment(tmp_path)
-    for name in ("Q8_0", "Q4_0"):
-        run("get", f"{REPO}:{name}", env=environment)
-    assert len(hub.ranges()) == 1
-    assert run("models", "--remove", f"{REPO}:Q4_0", env=environment).out.endswith(b"0 B are free again\n")
-    assert Path(run("get", f"{REPO}:Q8_0", "--offline", env=environment).out.decode().strip()).read_bytes() == demo
 
 
 def test_without_the_package_one_line_says_what_to_install(tmp_path: Path) -> None:

@@ -49,10 +49,16 @@ class Hub:
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self.cache = Path(constants.HF_HUB_CACHE) if cache is None else cache
         self.offline = offline or constants.HF_HUB_OFFLINE
-        self._token, self._pause = token, pause
-        sent = "" if self.offline else token or package.get_token() or ""
-        if not TOKEN.fullmatch(sent):  # the HTTP library's own message would show it
+        if not (self.offline or token or constants.HF_HUB_DISABLE_IMPLICIT_TOKEN):
+            try:
+                token = package.get_token()
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "it is no text"
+                raise HubError(f"{constants.HF_TOKEN_PATH}: the token for the hub cannot be read: {reason}") from None
+        if not TOKEN.fullmatch(token or ""):  # the HTTP library's own message would show it
             raise HubError("the token for the hub, from HF_TOKEN or as given, has characters that no token has")
+        self._token: str | bool = token or False
+        self._pause = pause
 
     def get(self, reference: Reference, progress: Progress | None = None) -> Path:
         """The path of the model, of its first file where it is split. progress: called while bytes come.
@@ -65,23 +71,25 @@ class Hub:
         try:
             listing = self._list(reference.repo)
         except HubError as problem:
-            try:
-                path = self.cached(reference)
-            except HubError as missing:
-                raise HubError(f"{problem}; {missing}") from None
-            warnings.warn(f"{problem}; the model is taken from the cache", MixkvWarning, stacklevel=2)
-            return path
+            return self._cached_anyway(reference, problem)
         chosen = choose(listing.files, reference, "the hub")
         repo = RepoCache(self.cache, reference.repo)
         try:
             self._complete(repo, listing.commit, [listing.files[name] for name in chosen.files], progress)
         except OSError as error:
-            raise HubError(
-                f"{error.filename or self.cache}: the cache cannot be used: {error.strerror or error}; HF_HOME puts it "
-                "elsewhere"
-            ) from None
+            reason = f"{error.filename or self.cache}: the cache cannot be used: {error.strerror or error}"
+            return self._cached_anyway(reference, HubError(f"{reason}; HF_HOME puts it elsewhere"))
         repo.remember(listing.commit)
         return repo.path(listing.commit, chosen.name)
+
+    def _cached_anyway(self, reference: Reference, problem: HubError) -> Path:
+        """What the cache has, with a warning, where the hub's newest cannot be had. Raises HubError."""
+        try:
+            path = self.cached(reference)
+        except HubError as missing:
+            raise HubError(f"{problem}; {missing}") from None
+        warnings.warn(f"{problem}; the model is taken from the cache", MixkvWarning, stacklevel=3)
+        return path
 
     def cached(self, reference: Reference) -> Path:
         """The same from the cache alone. Raises HubError, with the names that there are, if it is not there."""
