@@ -104,6 +104,14 @@ def test_a_server_that_knows_no_ranges_begins_again(hub: LocalHub, cache: Path) 
     assert get(hub, cache).read_bytes() == DATA
 
 
+@pytest.mark.parametrize("no_ranges", [False, True])
+def test_a_file_that_is_shorter_than_its_listing_is_given_up(hub: LocalHub, cache: Path, no_ranges: bool) -> None:
+    """Asked for what it does not have, the hub says so; begun again each time, the download would never end."""
+    hub.faults.sizes, hub.faults.no_ranges = {Q4: len(DATA) + 1}, no_ranges
+    assert "broke off after" in refused(hub, cache)
+    assert len(hub.ranges()) < 10
+
+
 @pytest.mark.parametrize("left", [b"x" * 400_000, b""])
 def test_a_part_that_cannot_be_of_this_file_is_begun_again(hub: LocalHub, cache: Path, left: bytes) -> None:
     path = cache / f"models--{REPO.replace('/', '--')}" / "blobs" / f"{digest(Q4)}.incomplete"

@@ -58,14 +58,14 @@ def download(
     """
     with _Part.opened(part, file) as out:
         report(out.n_bytes)
-        tries = TRIES
+        tries, most = TRIES, out.n_bytes
         while out.n_bytes < file.size:
-            before = out.n_bytes
             try:
                 reason = _receive(url, headers, out, report)
             except transport_errors() as error:
                 reason = str(error) or type(error).__name__
-            tries = TRIES if out.n_bytes > before else tries - 1
+            tries = TRIES if out.n_bytes > most else tries - 1  # to begin again and come as far is no progress
+            most = max(most, out.n_bytes)
             if out.n_bytes < file.size and not tries:
                 raise HubError(
                     f"the download of {file.name} broke off after {out.n_bytes} of {file.size} bytes: {reason}; what "
