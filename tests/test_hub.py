@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -138,6 +139,13 @@ def test_damaged_contents_are_removed_and_never_get_a_name(hub: LocalHub, cache:
     assert blobs(cache) == {} and not [*cache.glob("**/*.gguf")]
     hub.faults = type(hub.faults)()
     assert get(hub, cache).read_bytes() == DATA, "and a second try is not spoilt by the first"
+
+
+def test_contents_without_an_end_do_not_fill_the_disk(hub: LocalHub, cache: Path) -> None:
+    """All that a server sends would be written before its size is seen to be wrong."""
+    hub.faults.surplus = bytes(30_000_000)
+    found = re.search(r"its (\d+) bytes", refused(hub, cache))
+    assert found is not None and len(DATA) < int(found[1]) < len(DATA) + 1_000_000
 
 
 def test_a_file_of_the_wrong_size_in_the_cache_is_replaced(hub: LocalHub, cache: Path) -> None:

@@ -36,12 +36,12 @@ def commands(folder: Path) -> list[tuple[str, ...]]:
     """Every command that takes a model, short."""
     text = folder / "text.txt"
     text.write_text(TEXT, encoding="utf-8")
-    measured = ("-f", str(text), "-c", "128", "--kv", "f16", "-o", "json")
+    measured = ("-t", "1", "-f", str(text), "-c", "128", "--kv", "f16", "-o", "json")
     return [
         ("generate", *HELLO),
         ("chat", "-st", "-p", "Hello", "-n", "2"),
         ("inspect", "--json"),
-        ("bench", "-p", "8", "-n", "2", "-r", "1", "--kv", "f16"),
+        ("bench", "-t", "1", "-p", "8", "-n", "2", "-r", "1", "--kv", "f16"),
         ("perplexity", *measured, "--chunks", "1"),
         ("evaluate", *measured, "--prompts", "1", "-n", "4", "--depths", "50"),
     ]
