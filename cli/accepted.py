@@ -96,7 +96,6 @@ class AcceptedFlags:
         "--jinja/--no-jinja", because="chat templates are not used yet, turns are plain text", quiet=(False,)
     )
     simple_io: bool | None = idle("--simple-io", because="it always is", quiet=(True,))
-    offline: bool | None = idle("--offline", because="nothing is ever downloaded", quiet=(True,))
 
 
 @dataclass(frozen=True)

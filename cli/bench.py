@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from mixkv.cli.flags import flag, with_flags
+from mixkv.cli.hub import HubFlags, model_path
 from mixkv.cli.terminal import DONE, Terminal
 from mixkv.kernels.errors import ConfigError
 
@@ -41,7 +42,7 @@ class BenchFlags:
 
 
 @with_flags
-def bench(flags: BenchFlags) -> int:
+def bench(flags: BenchFlags, hub: HubFlags) -> int:
     """Measure tokens per second, and how much of the memory's bandwidth that uses."""
     from mixkv.engine.bench import bench_tests, cache_config, read_bandwidth, run_bench
     from mixkv.engine.load import load
@@ -56,9 +57,10 @@ def bench(flags: BenchFlags) -> int:
     for name in caches:
         cache_config(name)
     terminal = Terminal(quiet=flags.quiet)
+    path = model_path(flags.model, hub, terminal)
     with terminal.progress("loading") as progress:
         llm = load(
-            flags.model, n_ctx=max(test.length for test in tests) + 1, n_batch=flags.n_batch, progress=progress,
+            path, n_ctx=max(test.length for test in tests) + 1, n_batch=flags.n_batch, progress=progress,
             n_parallel=max(test.n_parallel for test in tests),
             n_threads=None if flags.n_threads == -1 else flags.n_threads,
         )  # fmt: skip

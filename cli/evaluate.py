@@ -8,6 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from mixkv.cli.flags import flag, with_flags
+from mixkv.cli.hub import HubFlags
 from mixkv.cli.perplexity import TEXT, SubjectFlags, make_table, show
 from mixkv.cli.terminal import DONE, Terminal
 from mixkv.kernels.errors import ConfigError
@@ -47,7 +48,7 @@ class EvaluateFlags:
 
 
 @with_flags
-def evaluate(subject: SubjectFlags, how: EvaluateFlags) -> int:
+def evaluate(subject: SubjectFlags, hub: HubFlags, how: EvaluateFlags) -> int:
     """Measure greedy divergence from the FP16 cache, and the recall of a fact by its depth.
 
     Prompts are stretches of the text, of --ctx tokens with what is generated. The second table shows how much of a
@@ -57,7 +58,7 @@ def evaluate(subject: SubjectFlags, how: EvaluateFlags) -> int:
 
     text, variants, depths = subject.text(), parse_variants(subject.kv), how.depth_shares()
     terminal = Terminal(quiet=subject.quiet)
-    llm, n_ctx = subject.load(terminal)
+    llm, n_ctx = subject.load(hub, terminal)
     if how.n_predict >= n_ctx:
         raise ConfigError(f"-n {how.n_predict} leaves no room for a prompt in --ctx {n_ctx}")
     windows = list(islice(TextWindows.of(text, llm.tokenizer, n_ctx, most=how.n_prompts), how.n_prompts))

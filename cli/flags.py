@@ -90,7 +90,7 @@ def spell_out(arguments: Sequence[str], parameters: Sequence[Any], help_names: S
 
     Flags that stand alone (BARE) get the value that they mean, and `--ctx_size` is `--ctx-size`, as in llama-cli. A
     word that is the value of another flag (`-p -fa`) is left as it is. ConfigError for a flag that does not exist:
-    typer would read `-hf X` as `-h -f X` and `-st` as `-s t`, and llama-cli knows no values glued to their flag.
+    typer would read `-hp X` as `-h -p X` and `-st` as `-s t`, and llama-cli knows no values glued to their flag.
     """
     with_value = {
         name

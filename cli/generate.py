@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mixkv.cli import settings
 from mixkv.cli.accepted import AcceptedFlags, RefusedFlags, notes, refuse
 from mixkv.cli.flags import with_flags
+from mixkv.cli.hub import HubFlags
 from mixkv.cli.machine import MachineFlags
 from mixkv.cli.options import (
     CacheFlags,
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 
 @with_flags
 def generate(
-    prompt: PromptFlags, conversation: ConversationFlags, turns: TurnFlags, model: ModelFlags, cache: CacheFlags,
-    prompt_cache: PromptCacheFlags, sampling: SamplingFlags, chain: ChainFlags, output: OutputFlags, json: JsonFlags,
-    machine: MachineFlags, changes: OverrideFlags, accepted: AcceptedFlags, refused: RefusedFlags,
+    prompt: PromptFlags, conversation: ConversationFlags, turns: TurnFlags, model: ModelFlags, hub: HubFlags,
+    cache: CacheFlags, prompt_cache: PromptCacheFlags, sampling: SamplingFlags, chain: ChainFlags, output: OutputFlags,
+    json: JsonFlags, machine: MachineFlags, changes: OverrideFlags, accepted: AcceptedFlags, refused: RefusedFlags,
 ) -> int:  # fmt: skip
     """Continue a prompt. The text goes to stdout and nothing else does; all other words go to stderr.
 
@@ -55,7 +56,7 @@ def generate(
         sampling, cache, escape=prompt.escape, chain=chain, logprobs=json.logprobs, special=output.special
     )
     settings.check_prompt_cache(prompt_cache, params, chat=chat)
-    opening = Opening(model, changes, machine, settings.cache_config(cache))
+    opening = Opening(model, hub, changes, machine, settings.cache_config(cache))
     terminal = Terminal(quiet=output.quiet, verbose=output.verbose, perf=output.perf)
     for note in notes(accepted, model):
         terminal.note(note)

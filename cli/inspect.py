@@ -16,7 +16,8 @@ import numpy as np
 import typer
 
 from mixkv.cli.flags import flag, with_flags
-from mixkv.cli.terminal import DONE, harmless
+from mixkv.cli.hub import HubFlags, model_path
+from mixkv.cli.terminal import DONE, Terminal, harmless
 from mixkv.kernels.errors import ConfigError, MixkvError
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ class InspectFlags:
 @with_flags
 def inspect(
     show: InspectFlags,
+    hub: HubFlags,
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="GGUF file; left out: the demo model")] = None,
 ) -> int:
     """Show what a model file holds and how much memory it takes, for each length of context."""
-    of_a_model = model is not None or show.tensors or show.kv_plan
+    of_a_model = model is not None or hub.hf_repo is not None or show.tensors or show.kv_plan
     if show.families + show.cpu + of_a_model > 1:
         raise ConfigError("give one of MODEL (with or without --tensors, --kv-plan), --families and --cpu")
     if show.families:
@@ -59,7 +61,8 @@ def inspect(
     from mixkv.engine.load import demo_model
     from mixkv.models.gguf import open_gguf
 
-    with open_gguf(model if model is not None else demo_model()) as gguf:
+    path = model_path(model, hub, Terminal())
+    with open_gguf(demo_model() if path is None else path) as gguf:
         report = describe(gguf, tensors=show.tensors, kv_plan=show.kv_plan)
     if show.json:
         return _print_json(report)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixkv.cli.flags import flag, with_flags
+from mixkv.cli.hub import HubFlags, model_path
 from mixkv.cli.terminal import DONE, Terminal
 from mixkv.kernels.errors import ConfigError, MixkvWarning
 
@@ -64,14 +65,15 @@ class SubjectFlags:
             raise ConfigError("there is no text to measure on: name one with -f FILE")
         return Path(self.file)
 
-    def load(self, terminal: Terminal) -> tuple[LLM, int]:
+    def load(self, hub: HubFlags, terminal: Terminal) -> tuple[LLM, int]:
         """The model, and how many tokens it is to read at a stretch."""
         from mixkv.engine.evaluate import load_subject
 
+        path = model_path(self.model, hub, terminal)
         with warnings.catch_warnings():  # what is reserved may be longer than what is read, which the note is about
             warnings.filterwarnings("ignore", "a context of", MixkvWarning)
             llm = load_subject(
-                None if self.model is None else Path(self.model), n_ctx=self.ctx or DEFAULT_CTX, n_batch=self.n_batch,
+                None if path is None else Path(path), n_ctx=self.ctx or DEFAULT_CTX, n_batch=self.n_batch,
                 n_threads=self.n_threads, exact=self.exact,
             )  # fmt: skip
         n_ctx = self.ctx or min(DEFAULT_CTX, llm.config.n_ctx_train)
@@ -94,7 +96,7 @@ class PerplexityFlags:
 
 
 @with_flags
-def perplexity(subject: SubjectFlags, how: PerplexityFlags) -> int:
+def perplexity(subject: SubjectFlags, hub: HubFlags, how: PerplexityFlags) -> int:
     """Measure perplexity, and KL divergence from the FP16 cache, of KV caches on a text.
 
     The text is cut into windows of --ctx tokens. The first half of each is context alone, the second half is scored.
@@ -109,7 +111,7 @@ def perplexity(subject: SubjectFlags, how: PerplexityFlags) -> int:
     if plot is not None:
         check_plot(plot)
     terminal = Terminal(quiet=subject.quiet)
-    llm, n_ctx = subject.load(terminal)
+    llm, n_ctx = subject.load(hub, terminal)
     windows = TextWindows.of(text, llm.tokenizer, n_ctx, most=how.windows if how.windows > 0 else None)
     run = PerplexityRun(llm, windows, variants, resume=resume)
     with terminal.progress(f"{len(windows)} windows") as progress:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mixkv.cli import settings
+from mixkv.cli.hub import HubFlags, model_path
 from mixkv.cli.machine import MachineFlags, lock_memory, prepare
 from mixkv.cli.options import ModelFlags
 from mixkv.cli.overrides import OverrideFlags, overrides
@@ -24,6 +25,7 @@ class Opening:
     """Everything that decides which model is loaded and how."""
 
     model: ModelFlags
+    hub: HubFlags
     overrides: OverrideFlags
     machine: MachineFlags
     cache: KVCacheConfig
@@ -36,9 +38,10 @@ def open_llm(opening: Opening, terminal: Terminal) -> LLM:
     prepare(opening.machine, terminal)
     from mixkv.engine.load import load
 
+    path = model_path(flags.model, opening.hub, terminal)
     with terminal.progress("loading") as report:
         llm = load(
-            flags.model, n_ctx=n_ctx, n_batch=flags.n_batch, n_threads=flags.n_threads, cache_config=config,
+            path, n_ctx=n_ctx, n_batch=flags.n_batch, n_threads=flags.n_threads, cache_config=config,
             exact=flags.exact, overrides=changed_metadata, progress=report,
         )  # fmt: skip
     if opening.machine.mlock:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
+from mixkv.engine.hub import local_model
 from mixkv.engine.kv_plan import plan_cache
 from mixkv.engine.llm import LLM
 from mixkv.engine.loaded import Loaded
@@ -46,6 +47,8 @@ def load(
 ) -> LLM:  # fmt: skip
     """Load a GGUF model; without a path, the demo model that ships with the package.
 
+    path: a file, or a model of the hub: "hf://USER/REPO", "hf://USER/REPO:QUANT" or "hf://USER/REPO/FILE.gguf".
+
     n_ctx: tokens that each sequence can hold; left out, what the model was trained for, or less if memory is short.
     n_batch: tokens of prompts computed at a time. n_parallel: sequences computed at once; more calls wait. kv_memory:
     bytes for all caches together, forks included; left out, no limit. n_threads: left out, the usable cores. The cache
@@ -54,9 +57,9 @@ def load(
     recent token would be a dequantized one, "off": nothing. exact: float32 activations in native kernels. dense:
     weights dequantized once, at load (reference kernels; faster, and up to 7 times the memory). overrides: metadata in
     place of the file's, such as {"{arch}.rope.freq_base": 1e6}; "{arch}" is the file's architecture. progress(bytes
-    done, bytes in all) is called while weights are read.
+    done, bytes in all) is called while weights are read, and before that while a model of the hub comes.
 
-    Raises GGUFError, TokenizerError, ConfigError, OutOfMemoryError.
+    Raises GGUFError, HubError, TokenizerError, ConfigError, OutOfMemoryError.
     """
     start = time.perf_counter()
     if cache_config is not None and cache_settings:
@@ -71,7 +74,7 @@ def load(
     if kv_memory is not None:
         _check_count("kv_memory", kv_memory, 1 << 62)
     backend = open_backend(choose_threads(n_threads))
-    gguf = open_gguf(demo_model() if path is None else path, overrides)
+    gguf = open_gguf(demo_model() if path is None else local_model(path, progress), overrides)
     try:
         model_config = read_config(gguf)
         heads = HeadStatistics(gguf, backend)

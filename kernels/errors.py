@@ -16,6 +16,10 @@ class GGUFError(MixkvError, ValueError):
     """A model file is damaged, unsupported or contradicts itself."""
 
 
+class HubError(MixkvError):
+    """A model of the hub cannot be had: no such name, no network, no room for it, or it arrived damaged."""
+
+
 class TokenizerError(MixkvError, ValueError):
     """The vocabulary of a model file cannot be used, or text cannot be encoded with it."""
 

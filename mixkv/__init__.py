@@ -23,7 +23,7 @@ _HOMES = {
     "kernels.formats": ("QuantizedRows",),
     "kernels.state": ("AttentionState", "empty_state", "finalize", "merge", "sink_state"),
     "kernels.errors": (
-        "ConfigError", "ContextFullError", "GGUFError", "InputError", "MixkvError", "MixkvWarning",
+        "ConfigError", "ContextFullError", "GGUFError", "HubError", "InputError", "MixkvError", "MixkvWarning",
         "OutOfMemoryError", "SessionError", "TokenizerError",
     ),
 }  # fmt: skip

@@ -20,7 +20,7 @@ from pathlib import Path
 from struct import pack
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 
 KINDS = {
     np.dtype(name): GGUFValueType[name.upper()]
@@ -230,3 +230,20 @@ def tiny_llama(n_layers: int = 2, seed: int = 0) -> tuple[dict[str, object], dic
         noise = rng.standard_normal(shape).astype(np.float32)
         tensors[name] = 1 + 0.1 * noise if len(shape) == 1 else noise / np.sqrt(np.float32(shape[-1]))
     return metadata, tensors
+
+
+def split_model(source: Path, folder: Path, n_tensors: int) -> list[Path]:
+    """The model in parts of `n_tensors` each, written by the reference writer; the parts in order."""
+    reader = GGUFReader(source)
+    writer = GGUFWriter(folder / "model.gguf", "llama", split_max_tensors=n_tensors)
+    for name, field in reader.fields.items():
+        if not name.startswith(("GGUF.", "general.architecture")):
+            kinds = field.types
+            writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(folder.glob("model-*.gguf"))

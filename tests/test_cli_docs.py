@@ -21,6 +21,7 @@ WANTED = re.findall(
 --yarn-attn-factor --yarn-beta-slow --yarn-beta-fast --override-kv --chat-template --jinja --grammar --grammar-file
 --json-schema -kvu --no-kv-offload -nkvo -dt --mlock --numa --prio --poll -C --cpu-mask --cpu-range --cpu-strict
 --cpu-mask-batch --cpu-range-batch --cpu-strict-batch --prio-batch --poll-batch -sm -ts -mg -dev -fit -sp --special
+-hf -hfr --hf-repo -hff --hf-file -hft --hf-token --offline
 """,
 )
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_tools import refusal, write_gguf
+from gguf_tools import refusal, split_model, write_gguf
 
+import mixkv
+from mixkv.engine.load import demo_model
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf import open_gguf
 
@@ -50,6 +52,17 @@ def test_any_part_opens_all(folder: Path, i: int) -> None:
             np.testing.assert_array_equal(file.array_of(f"t{k}"), values_of(k))
         assert file.raw("u2").shape == (2, 6)
         file.release("u2")
+
+
+def test_a_model_that_another_program_split_is_the_same_model(tmp_path: Path) -> None:
+    """Every part made by ourselves could share our own misunderstanding of the keys."""
+    parts = split_model(demo_model(), tmp_path, 30)
+    assert [path.name for path in parts] == [f"model-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    logits = set()
+    for path in (None, parts[0], parts[2]):
+        with mixkv.load(path, n_ctx=64) as llm:
+            logits.add(llm.logits(llm.tokenize("The sea")).tobytes())
+    assert len(logits) == 1
 
 
 def test_first_part_may_hold_metadata_alone(folder: Path) -> None:
