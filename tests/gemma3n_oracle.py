@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from float_forward import F64
+from oracle_parts import gelu
 
 if TYPE_CHECKING:
     from family_oracle import Oracle
@@ -15,7 +16,6 @@ STREAMS, SPARSE_LAYERS, DEVIATIONS = 4, 10, 1.6448533535003662
 
 def logits_of_gemma3n(o: Oracle, ids: list[int]) -> F64:
     """(n, n_vocab)."""
-    from family_oracle import gelu
 
     def size(x: F64) -> F64:
         return np.linalg.norm(x, axis=-1, keepdims=True)

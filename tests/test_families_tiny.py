@@ -14,7 +14,8 @@ from conftest import ISAS
 from family_oracle import Oracle
 from float_forward import F64
 from model_tools import logits_of
-from tiny_families import VOCAB, families
+from tiny_families import families
+from tiny_parts import VOCAB
 
 import mixkv
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
