@@ -1,7 +1,7 @@
-"""Two vocabularies small enough to read, one of each kind; as dictionaries of GGUF metadata.
+"""Vocabularies small enough to read, one of each kind; as dictionaries of GGUF metadata.
 
-Both hold ordinary pieces, control tokens (one that ends a generation) and user-defined tokens, one of which begins
-like another. `SPM` has all 256 bytes, `BPE` all characters of GPT-2's alphabet.
+All hold ordinary pieces, control tokens (one that ends a generation) and user-defined tokens; in the first two one of
+these begins like another. `SPM` and `RAW` have all 256 bytes, `BPE` all characters of GPT-2's alphabet.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 SPM_PIECES = [*"▁abcdehlortw.<>/s", "he", "ll", "lo", "▁he", "▁w", "hell", "▁hell", "▁hello", "or", "▁wor", "▁▁"]
 SPM_SPECIAL = {"\n": USER_DEFINED, "<tool>": USER_DEFINED, "<tool>r": USER_DEFINED, "<|im_end|>": CONTROL}
 BPE_MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "Ġ w", "o r", "Ġw or", "l d", "< |", "| >", "s >"]
+RAW_MERGES = ["h e", "l l", "he ll", "hell o", "\u2581 hello", "a \u2581", "a\u2581 b"]
 BPE_SPECIAL = {"<|endoftext|>": CONTROL, "<|im_end|>": CONTROL, "<tool>": USER_DEFINED, "<tool>r": USER_DEFINED}
 
 
@@ -53,6 +54,22 @@ def bpe_metadata(**changes: object) -> dict[str, object]:
         "merges": BPE_MERGES,
         "bos_token_id": tokens.index("<|endoftext|>"),
         "eos_token_id": tokens.index("<|endoftext|>"),
+    }
+    return _metadata(values, changes)
+
+
+def raw_metadata(**changes: object) -> dict[str, object]:
+    """A `gemma4` vocabulary, one merge of which crosses a space; `changes` as above."""
+    space = "\u2581"
+    plain = ["\n", space * 2, space, *"hela", "hello", f"{space}hello", "he", "ll", "hell", "o", f"a{space}"]
+    tokens = [*(f"<0x{i:02X}>" for i in range(256)), *plain, "a\u2581b", "\n\n", "<bos>", "<tool>", "<turn|>", "b"]
+    types = [BYTE] * 256 + [NORMAL] * (len(plain) + 2) + [CONTROL, USER_DEFINED, CONTROL, NORMAL]
+    values = {
+        "model": "gemma4",
+        "tokens": tokens,
+        "token_type": np.array(types, np.int32),
+        "merges": RAW_MERGES,
+        "bos_token_id": tokens.index("<bos>"),
     }
     return _metadata(values, changes)
 

@@ -19,6 +19,9 @@ from mixkv.engine.tokenizer.vocab import TokenType, Vocabulary, text_of
 from mixkv.kernels.errors import InputError, MixkvWarning
 
 _SPECIAL_TYPES = [TokenType.CONTROL, TokenType.UNKNOWN]
+_CUT_TYPES = [*_SPECIAL_TYPES, TokenType.USER_DEFINED]
+_WHITE_SPACE = " \t\n\v\f\r"
+_STRIPS_NOTHING = (b"<unk>", b"<s>", b"<|endoftext|>")  # the exceptions among tokens that take white space away
 
 
 class Tokenizer(ABC):
@@ -37,6 +40,10 @@ class Tokenizer(ABC):
         self.add_eos = (add_eos if vocab.add_eos is None else vocab.add_eos) and vocab.eos_id is not None
         types = np.frombuffer(vocab.types, np.uint8)
         self._special = frozenset(np.flatnonzero(np.isin(types, _SPECIAL_TYPES)).tolist())
+        self._strips: frozenset[int] = frozenset()
+        if vocab.strips:
+            keep = {vocab.ids.get(text) for text in _STRIPS_NOTHING}
+            self._strips = frozenset(np.flatnonzero(np.isin(types, _CUT_TYPES)).tolist()) - keep
         self._user_cuts = self._cuts(np.flatnonzero(types == TokenType.USER_DEFINED).tolist())
 
     @abstractmethod
@@ -131,16 +138,20 @@ class Tokenizer(ABC):
         present = set(text)  # most texts hold no "<": that skips nearly all special tokens
         for wanted, token_id in self._all_cuts if parse_special else self._user_cuts:
             if wanted[0] in present and wanted in text:
-                parts = [piece for part in parts for piece in _cut(part, wanted, token_id)]
+                strip = _WHITE_SPACE if token_id in self._strips else None
+                parts = [piece for part in parts for piece in _cut(part, wanted, token_id, strip)]
         return parts
 
 
-def _cut(part: str | int, wanted: str, token_id: int) -> list[str | int]:
+def _cut(part: str | int, wanted: str, token_id: int, strip: str | None) -> list[str | int]:
+    """A part with a token cut out; `strip`: what is taken away behind the token."""
     if isinstance(part, int):
         return [part]
     out: list[str | int] = []
     for i, stretch in enumerate(part.split(wanted)):
-        out += [token_id] if i else []
+        if i:
+            out.append(token_id)
+            stretch = stretch.lstrip(strip) if strip else stretch
         out += [stretch] if stretch else []
     return out
 

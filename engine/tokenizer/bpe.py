@@ -1,4 +1,5 @@
 """Vocabularies of the kind `gpt2`: byte-level BPE (Llama 3, Qwen, GPT-2, StarCoder, SmolLM and most others).
+raw_bpe.py has those that are like them but for how tokens are written.
 
 Know before you change this room: tokens are written with one visible character per byte (GPT-2's alphabet, below),
 so "Ġ" is a space. pretokenizers.py cuts text into words, merges.py cuts words into tokens. Neither sees special
@@ -8,11 +9,14 @@ file can turn a user's text into one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import itemgetter
+
 import numpy as np
 
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.engine.tokenizer.merges import NO_TOKEN, Merges
-from mixkv.engine.tokenizer.pretokenizers import find_rule, pre_tokenizer
+from mixkv.engine.tokenizer.pretokenizers import PreTokenizerRule, pre_tokenizer
 from mixkv.engine.tokenizer.vocab import Vocabulary
 
 # Words that are remembered with their tokens: a novel has 15,000 different ones in 230,000. About 3 MB when full.
@@ -34,15 +38,16 @@ _BYTE_OF = {char: b for b, char in enumerate(ALPHABET)}
 class BPETokenizer(Tokenizer):
     """A byte-level BPE vocabulary."""
 
-    def __init__(self, vocab: Vocabulary) -> None:
-        """Raises TokenizerError for missing merges and merges that build unknown tokens; warns (MixkvWarning) where
-        the file's pre-tokenizer is unknown."""
-        rule = find_rule(vocab.pre)
+    def __init__(self, vocab: Vocabulary, rule: PreTokenizerRule) -> None:
+        """rule: how text is cut into words. Raises TokenizerError for missing merges and merges that build unknown
+        tokens."""
         super().__init__(vocab, add_bos=rule.add_bos, add_eos=False)
+        if rule.needs_bos:
+            self.add_bos = self.bos_id is not None
         hidden = np.zeros(self.n_vocab, np.bool_)
         hidden[list(self._special)] = True
         self._merges = Merges(vocab, hidden)
-        self._words = pre_tokenizer(rule)
+        self._cutter = pre_tokenizer(rule)
         self._ignore_merges = rule.ignore_merges
         self._cache: dict[str, list[int]] = {}
         self._missing = {b for b in range(256) if self._plain_id(_WRITTEN[b]) is None}
@@ -50,29 +55,41 @@ class BPETokenizer(Tokenizer):
     def _encode_plain(self, text: str, after_special: bool, missing: bytearray) -> list[int]:
         ids: list[int] = []
         cached = self._cache.get
-        for word, _ in self._words.pre_tokenize_str(text):
+        for word in self._words(text):
             ids += cached(word) or self._encode_word(word, missing)
         return ids
 
+    def _words(self, text: str) -> Iterable[str]:
+        """What merges do not cross the ends of; put together it is the text."""
+        return map(itemgetter(0), self._cutter.pre_tokenize_str(text))
+
+    def _written(self, word: str) -> bytes:
+        """The word as the vocabulary writes it."""
+        return b"".join(map(_WRITTEN.__getitem__, word.encode()))
+
+    def _taken_whole(self, word: str) -> bool:
+        """Whether the word, where it is a token, is taken without merging."""
+        return self._ignore_merges
+
     def _encode_word(self, word: str, missing: bytearray) -> list[int]:
-        raw = word.encode()
-        written = b"".join(map(_WRITTEN.__getitem__, raw))
-        whole = self._plain_id(written) if self._ignore_merges else None
-        ids = self._merges.split(written) if whole is None else [whole]
-        if self._missing and self._missing.intersection(raw):
-            # They take part in merging, and only those that stand alone afterwards are left out.
-            ids, absent = self._without_missing(ids, raw)
+        written = self._written(word)
+        whole = self._plain_id(written) if self._taken_whole(word) else None
+        ids, absent = ([whole], b"") if whole is not None else self._complete(self._merges.split(written), word)
+        if absent:
             missing += absent
-            if absent:
-                return ids  # not remembered: next time they are to be counted again
+            return ids  # not remembered: next time they are to be counted again
         if len(word) <= CACHE_WORD_CHARS:
             if len(self._cache) >= CACHE_WORDS:
                 self._cache.clear()
             self._cache[word] = ids
         return ids
 
-    def _without_missing(self, ids: list[int], raw: bytes) -> tuple[list[int], bytes]:
-        """The ids without those that stand for no text, and the bytes in their places."""
+    def _complete(self, ids: list[int], word: str) -> tuple[list[int], bytes]:
+        """What merging made of a word, without those ids that stand for no text, and the bytes in their places."""
+        raw = word.encode() if self._missing else b""
+        if not self._missing.intersection(raw):
+            return ids, b""
+        # They take part in merging, and only those that stand alone afterwards are left out.
         kept, absent, at = [], bytearray(), 0
         for token_id in ids:
             if token_id == NO_TOKEN or token_id in self._special:

@@ -3,8 +3,8 @@
 Know before you change this room: a vocabulary of 128k tokens comes with 280k merges, and every run of the program
 reads them before the first token. So they are not kept as objects: a merge is found by the token that it builds and
 the length of its left half, in three arrays of numbers (3 MB; a dictionary of the merges takes 36), and nothing here
-loops over the merges in Python. Everything is bytes as the file has them: words arrive written in the alphabet of
-bpe.py, in UTF-8. A merge whose halves no text can reach is harmless: it is never asked for.
+loops over the merges in Python. Everything is bytes as the file has them: words arrive in UTF-8, written as the
+vocabulary writes them (bpe.py, raw_bpe.py). A merge whose halves no text can reach is harmless: it is never asked for.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class Merges:
         self._first = np.searchsorted(built, np.arange(len(hidden) + 1)).astype(np.int32).data
         self._cuts, self._ranks = cuts.data, ranks.data
         self._ids = vocab.ids
+
+    def built(self) -> list[bytes]:
+        """The texts of all tokens that merges build, in no order."""
+        counts = np.diff(self._first)
+        return [token for token, i in self._ids.items() if counts[i]]
 
     def rank(self, word: bytes, start: int, middle: int, stop: int) -> int:
         """Rank of merging word[start:middle] with word[middle:stop], smaller first; -1 where there is no such merge."""
@@ -81,8 +86,8 @@ def _read(vocab: Vocabulary) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """For each merge the id of the token that it builds and the length of its left half in bytes, checked."""
     if vocab.merges is None:
         raise TokenizerError(
-            "tokenizer.ggml.merges is missing, and a vocabulary of the kind 'gpt2' cannot be used without it; "
-            "convert the model again"
+            f"tokenizer.ggml.merges is missing, and a vocabulary of the kind {vocab.model!r} cannot be used without "
+            "it; convert the model again"
         )
     merges, n = vocab.merges, len(vocab.merges)
     texts = map(bytes.replace, merges, repeat(b" "), repeat(b""), repeat(1))

@@ -8,7 +8,7 @@ those with one of its texts. docs/metadata.md has the table of keys.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 from mixkv.kernels.errors import MixkvWarning
 from mixkv.models.gguf import GGUFFile
@@ -32,7 +32,7 @@ KEYS: dict[str, tuple[str, ...]] = {
 
 DEFAULT_IDS: dict[str, dict[str, int]] = {"llama": {"bos": 1, "eos": 2, "unknown": 0}, "gpt2": {"bos": 11, "eos": 11}}
 """For each kind of vocabulary the ids where the file is silent."""
-WITHOUT_BOS = frozenset({"glm4", "chatglm-bpe"})  # pre-tokenizers whose vocabularies have no BOS by default
+WITHOUT_BOS = frozenset({"glm4", "glm5", "chatglm-bpe"})  # pre-tokenizers whose vocabularies have no BOS by default
 
 ENDING = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """Tokens that end a generation; in code models padding, the next repository and the next file are among them."""
@@ -93,10 +93,12 @@ def read_special_ids(gguf: GGUFFile, model: str, pre: str | None, n_vocab: int) 
     return ids
 
 
-def steering_ids(ids: Mapping[bytes, int], special: Mapping[str, int]) -> tuple[set[int], frozenset[int]]:
+def steering_ids(
+    ids: Mapping[bytes, int], special: Mapping[str, int], user_defined: Set[int]
+) -> tuple[set[int], frozenset[int]]:
     """The ids that are control tokens because of their text, and all that end a generation.
 
-    ids: text of a token -> its id. special: what a token is for -> its id.
+    ids: text of a token -> its id. special: what a token is for -> its id. user_defined: ids that the file marks so.
     """
 
     def found(texts: frozenset[str]) -> set[int]:
@@ -113,6 +115,7 @@ def steering_ids(ids: Mapping[bytes, int], special: Mapping[str, int]) -> tuple[
     )
     if call and (flush or answer):
         ending -= found(frozenset({"<|end|>"}))  # there it closes one message of an answer, not the answer
-    if found(frozenset({"<|tool_response>"})):
-        ending -= found(frozenset({"</s>"}))
+    struck_out = found(frozenset({"</s>"})) - set(special.values())
+    if struck_out & user_defined or found(frozenset({"<|tool_response>"})):
+        control, ending = control - struck_out, ending - struck_out  # the Gemmas: a tag of HTML beside all others
     return control, frozenset(ending)

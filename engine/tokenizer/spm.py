@@ -1,4 +1,4 @@
-"""Vocabularies of the kind `llama`: sentencepiece with byte fallback (Llama 1 and 2, Mistral, TinyLlama, ours).
+"""Vocabularies of the kind `llama`: sentencepiece with byte fallback (Llama 2, Mistral, Gemma 1 to 3, Phi-3, ours).
 
 Know before you change this room: sentencepiece does the merging, on a model that spm_model.py writes in memory.
 A space is put in front of text that begins or that follows a special or user-defined token, unless the file says
@@ -25,7 +25,8 @@ class SPMTokenizer(Tokenizer):
         """Raises TokenizerError for missing scores and byte tokens that name no byte."""
         super().__init__(vocab, add_bos=True, add_eos=False)
         self.add_space_prefix = vocab.add_space_prefix is not False
-        self._fallback = next((i for i, kind in enumerate(vocab.types) if kind == TokenType.UNKNOWN), None)
+        unknown = vocab.types.find(TokenType.UNKNOWN)
+        self._fallback = unknown if unknown >= 0 else None
         self._processor = sentencepiece.SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(sentencepiece_model(vocab))

@@ -3,8 +3,8 @@
 Know before you change this room: everything here comes from a file that a stranger made, so it is checked here
 and nowhere else; the tokenizers rely on it. Token texts stay bytes, because a file may hold texts that are not
 UTF-8; such a token can be printed but never be found in a text. Files of 128k tokens are common and every start of
-the program waits for them, so no loop here runs over all tokens in Python unless something is wrong with them
-(or the vocabulary is SPM, which has 32k). special.py knows which tokens begin, end and steer a text.
+the program waits for them, so no loop here runs over all tokens in Python unless something is wrong with them.
+special.py knows which tokens begin, end and steer a text.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ class TokenType(IntEnum):
 class Vocabulary:
     """Tokens and the rules around them. Built by `make_vocabulary` or `read_vocabulary`, which check it."""
 
-    model: str  # "llama" (SPM) or "gpt2" (BPE)
+    model: str  # "llama" (SPM), "gpt2" (BPE) or "gemma4" (BPE on text as it is)
     tokens: list[bytes]  # text of each id as the file writes it; b"" where the file has none
     types: bytes  # TokenType of each id; 0 for a number that is none
     ids: dict[bytes, int]  # text of a token -> its id; no b""
@@ -49,6 +50,7 @@ class Vocabulary:
     add_bos: bool | None  # None: what the tokenizer model does by default
     add_eos: bool | None
     add_space_prefix: bool | None
+    strips: bool = False  # whether special tokens take the white space behind them away, as Phi-3's do
 
 
 def make_vocabulary(
@@ -63,6 +65,7 @@ def make_vocabulary(
     add_bos: bool | None = None,
     add_eos: bool | None = None,
     add_space_prefix: bool | None = None,
+    strips: bool = False,
 ) -> Vocabulary:
     """Check and complete what a file says. special: what a token is for (a key of special.KEYS) -> its id.
 
@@ -91,14 +94,15 @@ def make_vocabulary(
         known = bytearray([TokenType.NORMAL]) * n_vocab
         for role, kind in (("bos", TokenType.CONTROL), ("eos", TokenType.CONTROL), ("unknown", TokenType.UNKNOWN)):
             # The default of BPE is the id of a comma in GPT-2's vocabulary, which stays text.
-            if role in special and (model == "llama" or special[role] != DEFAULT_IDS["gpt2"].get(role)):
+            if role in special and (model != "gpt2" or special[role] != DEFAULT_IDS["gpt2"].get(role)):
                 known[special[role]] = kind
     else:
         valid = np.isin(types[:n_vocab], list(TokenType))
         known = bytearray(np.where(valid, types[:n_vocab], 0).astype(np.uint8).tobytes())
-    if model == "llama":
-        _mark_bytes(tokens, known)
-    control, ending = steering_ids(ids, special)
+    if model != "gpt2":
+        _mark_bytes(ids, known)
+    user_defined = frozenset(np.flatnonzero(np.frombuffer(known, np.uint8) == TokenType.USER_DEFINED).tolist())
+    control, ending = steering_ids(ids, special, user_defined)
     for token_id in control:
         known[token_id] = TokenType.CONTROL
     return Vocabulary(
@@ -108,13 +112,14 @@ def make_vocabulary(
         ids=ids,
         scores=None if scores is None else np.asarray(scores[:n_vocab], dtype=np.float32),
         merges=merges,
-        pre=pre,
+        pre="gemma4" if model == "gemma4" else pre,
         bos_id=special.get("bos"),
         eos_id=special.get("eos"),
         eog_ids=ending,
         add_bos=add_bos,
         add_eos=add_eos,
         add_space_prefix=add_space_prefix,
+        strips=strips,
     )
 
 
@@ -139,6 +144,8 @@ def read_vocabulary(gguf: GGUFFile) -> Vocabulary:
         add_bos=flag("add_bos_token"),
         add_eos=flag("add_eos_token"),
         add_space_prefix=flag("add_space_prefix"),
+        # Phi-4, of the same architecture, has a vocabulary of its own and does not.
+        strips=model == "llama" and gguf.str("general.architecture") == "phi3",
     )
 
 
@@ -177,8 +184,9 @@ def _index(tokens: list[bytes]) -> dict[bytes, int]:
     )
 
 
-def _mark_bytes(tokens: list[bytes], types: bytearray) -> None:
+def _mark_bytes(ids: dict[bytes, int], types: bytearray) -> None:
     """Make `<0x41>` and its like bytes, in place: some files mark them as ordinary tokens."""
-    for i, token in enumerate(tokens):
-        if is_byte_text(token) and types[i] in (TokenType.NORMAL, TokenType.UNUSED):
+    for digits in product(b"0123456789abcdefABCDEF", repeat=2):
+        i = ids.get(b"<0x%c%c>" % digits)
+        if i is not None and types[i] in (TokenType.NORMAL, TokenType.UNUSED):
             types[i] = TokenType.BYTE
