@@ -36,7 +36,8 @@ class Weights:
     def norm(self, *shape: int) -> Norm:
         """One of the kinds of norms of this shape."""
         gain, bias = (self.vector(*shape) if self.rng.random() < 0.7 else None for _ in range(2))
-        return Norm(1 + gain / 4 if gain is not None else None, 1e-5, bool(self.rng.random() < 0.5), bias)
+        eps = float(self.rng.choice([1e-5, 0.3]))  # the larger one lets a row's scale show in what comes out
+        return Norm(1 + gain / 4 if gain is not None else None, eps, bool(self.rng.random() < 0.5), bias)
 
     def perhaps(self, value: Any) -> Any:
         return value if self.rng.random() < 0.5 else None

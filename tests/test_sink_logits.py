@@ -82,3 +82,12 @@ def test_extreme_sinks(n: int, isa: str) -> None:
             for head, sink in enumerate(sinks):
                 want = np.nan if np.isnan(sink) else 0 if sink > 0 else plain[:, head]
                 np.testing.assert_array_equal(out[:, head], np.broadcast_to(want, out[:, head].shape))
+
+
+def test_sinks_beside_keys_that_count_for_nothing(isa: str) -> None:
+    """All scores -inf: every sink has all the weight there is, and NaN is not hidden by that."""
+    for backend in (REFERENCE, native_backend(2, isa=isa)):
+        r = run(backend, n=40, sinks=np.array([0.5, -np.inf, np.nan, 30], np.float32))
+        r.k[:], r.q[:] = -np.inf, 1
+        out = in_two(r)
+        assert np.isnan(out[:, 2]).all() and not out[:, [0, 1, 3]].any()
