@@ -154,7 +154,11 @@ template <class F>
 static void matmul_q(const Packed* w, const QuantX* x, int g0, int g1, int t0, int t1, const Out* out,
                      [[maybe_unused]] void* scratch) {
 #if defined(__AMX_INT8__)
-    if (t1 - t0 >= amx_min_tokens) return amx_tiles<F>(w, x, g0, g1, t0, t1, out, static_cast<uint8_t*>(scratch));
+    if (t1 - t0 >= amx_min_tokens) {  // what is left over is cheaper the other way: a tile's time is that of 16 rows
+        const int left = (t1 - t0) % 16, end = left > 0 && left <= amx_least_left ? t1 - left : t1;
+        amx_tiles<F>(w, x, g0, g1, t0, end, out, static_cast<uint8_t*>(scratch));
+        t0 = end;
+    }
 #endif
     tiles<F>(w, x, g0, g1, t0, t1, out);
 }
