@@ -1,6 +1,6 @@
-// See routed.h. One call: the router's products and each token's experts; rows sorted by expert; gate, up and activation
-// of all experts in one parallel region, whose tasks also round what `down` reads; then, for as many of down's rows at a
-// time as `parts` has room for, the products of all experts and the sum of each token's.
+// See routed.h. One call: the router's products and each token's experts; rows sorted by expert; gate, up and
+// activation of all experts in one parallel region, whose tasks also round what `down` reads; then, for as many of
+// down's rows at a time as `parts` has room for, the products of all experts and the sum of each token's.
 #include "routed.h"
 
 #include <algorithm>
@@ -145,8 +145,9 @@ void outer(Backend& on, const RoutedFFN& f, const Work& w, int n, float* out) {
             const auto [i, g0, g1, t0, t1] = tasks.piece(task);
             const Share& share = w.sorting.shares[size_t(i)];
             const float* bias = f.down_bias ? f.down_bias + int64_t(share.expert) * dim : nullptr;
+            const Next next = next_panel(on, tasks, w, task, down);
             product_task(on.linear, w.hidden[size_t(i)], down.matrices(),
-                         {parts + int64_t(share.first) * ld, ld, c0, bias, nullptr, 0, next_panel(on, tasks, w, task, down)}, g0, g1, t0, t1,
+                         {parts + int64_t(share.first) * ld, ld, c0, bias, nullptr, 0, next}, g0, g1, t0, t1,
                          scratch.of(thread), share.expert);
         });
         const int per_task = std::max(1, (16 << 10) / (cols * f.routing.n_used));
