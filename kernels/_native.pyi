@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.kernels.contract import KVStore, PagePool
-from mixkv.kernels.contract_parts import FeedForward, Head, NormLinear, NormQKV, Project, Weight
-from mixkv.kernels.parts import Activation, Norm, Rotation, Temperature
+from mixkv.kernels.contract_parts import Experts, FeedForward, Head, NormLinear, NormQKV, Project, Weight
+from mixkv.kernels.parts import Activation, Norm, Rotation, Routing, Temperature
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -38,6 +38,7 @@ class Backend:
         MIXKV_ACTIVATIONS=f32) float32 activations and dequantized weights. `dense` changes nothing here.
         """
 
+    def pack_experts(self, raw: U8, ggml_type: int, cols: int, exact: bool = False, dense: bool = False) -> Experts: ...
     def embed(self, w: Weight, ids: I32) -> F32: ...
     def linear(self, x: F32, w: Weight, bias: F32 | None = None, residual: F32 | None = None) -> F32: ...
     def norm(self, x: F32, norm: Norm, residual: F32 | None = None) -> F32: ...
@@ -59,6 +60,13 @@ class Backend:
         self, *, norm: Norm | None, gate: Weight | None, up: Weight, down: Weight, gate_bias: F32 | None = None,
         up_bias: F32 | None = None, down_bias: F32 | None = None, activation: Activation = ...,
         token_gate: F32 | None = None, out_norm: Norm | None = None, scale: float = 1.0,
+    ) -> FeedForward: ...  # fmt: skip
+    def RoutedFFN(
+        self, *, norm: Norm | None, router: Weight, routing: Routing, gate: Experts | None, up: Experts, down: Experts,
+        gate_bias: F32 | None = None, up_bias: F32 | None = None, down_bias: F32 | None = None,
+        activation: Activation = ..., router_norm: Norm | None = None, router_bias: F32 | None = None,
+        selection_bias: F32 | None = None, down_scale: F32 | None = None, out_norm: Norm | None = None,
+        scale: float = 1.0,
     ) -> FeedForward: ...  # fmt: skip
     def Head(
         self, *, norm: Norm | None, w: Weight, bias: F32 | None = None, scale: float = 1.0, softcap: float = 0.0
@@ -84,6 +92,9 @@ class Backend:
 
     def debug_quantize(self, x: F32) -> F32:
         """Tests: x as the int8 kernels see it, rounded and multiplied out again."""
+
+    def debug_route(self, p: F32, routing: Routing, selection_bias: F32 | None) -> tuple[I32, F32]:
+        """Tests: experts and weights (n, n_used) of tokens whose router products are p (n, n_experts)."""
 
 def supported_isas() -> list[str]:
     """Those that this machine can run, in rising order."""

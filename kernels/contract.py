@@ -118,8 +118,8 @@ class Backend(Protocol):
         """x w^T + bias + residual: x (n, cols), bias (rows,), residual (n, rows) -> (n, rows)."""
 
     def pack_experts(self, raw: U8, ggml_type: int, cols: int, exact: bool = False, dense: bool = False) -> Experts:
-        """As `pack`, raw (n_experts, rows, row_bytes); experts may lie apart in memory (a slice of each one's rows), the
-        rows of one may not."""
+        """As `pack`, raw (n_experts, rows, row_bytes); experts may lie apart in memory (a slice of each one's rows),
+        the rows of one may not."""
 
     def norm(self, x: F32, norm: Norm, residual: F32 | None = None) -> F32:
         """norm of rows x (n, dim), plus residual (n, dim)."""

@@ -50,7 +50,7 @@ def _experts_of_best_groups(choice: F32, r: Routing) -> NDArray[np.intp]:
 
 
 def _largest(x: F32, n: int) -> NDArray[np.intp]:
-    """Places (rows, n) of the n largest of each row, largest first, the lower place first where two are equal, NaN last."""
+    """Places (rows, n) of the n largest of each row, largest first; of two equal ones the lower first, NaN last."""
     return np.argsort(-x, axis=1, kind="stable")[:, :n]
 
 

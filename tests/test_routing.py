@@ -88,8 +88,8 @@ def test_a_token_goes_where_the_rules_say(twin: Any, data: st.DataObject) -> Non
 @pytest.mark.skipif(not NATIVE_IS_BUILT, reason="not built here")
 @given(data=st.data())
 def test_any_products_lead_to_experts(data: st.DataObject) -> None:
-    """NaN and infinities of every kind: different experts, all there are, the same from both twins, whose weights are NaN
-    in the same places. Without the rule for NaN the order of comparisons decided, or a number outside was written to."""
+    """NaN and infinities of every kind: different experts, all there are, the same from both twins, whose weights are
+    NaN in the same places. Without the rule for NaN the order of comparisons decided, and sorting might never end."""
     r = data.draw(routings())
     numbers = st.one_of(
         st.sampled_from([np.nan, np.inf, -np.inf, 0.0]), st.integers(-30, 30).map(lambda k: 0.1 + 3 * k)
@@ -144,7 +144,8 @@ def test_numbers_that_cannot_be() -> None:
     p = np.zeros((1, 12), np.float32)
     for routing, words in (
         (Routing(12, 13), "routing.n_used"), (Routing(12, 0), "routing.n_used"), (Routing(0, 1), "routing.n_experts"),
-        (Routing(12, 4, n_groups=4, n_groups_used=1), "routing.n_used"), (Routing(12, 2, n_groups=5), "routing.n_groups"),
+        (Routing(12, 4, n_groups=4, n_groups_used=1), "routing.n_used"),
+        (Routing(12, 2, n_groups=5), "routing.n_groups"),
         (Routing(12, 2, n_groups=4, n_groups_used=5), "routing.n_groups_used"),
         (Routing(12, 2, gating="argmax"), "argmax"),  # type: ignore[arg-type]
     ):  # fmt: skip

@@ -6,10 +6,6 @@
 namespace mixkv {
 namespace {
 
-constexpr size_t weight_task_bytes = 64 << 10, activation_chunk_bytes = 1 << 20;
-
-int tile_width(int n) { return n <= 1 ? 1 : n <= 2 ? 2 : n <= 4 ? 4 : n <= 8 ? 8 : 16; }
-
 void copy_tile(const QuantX& from, const int* pairs, int pairs_per_row, int n, const QuantX& to, int tile) {
     const size_t width = size_t(to.width), first = size_t(tile) * size_t(to.blocks) * width;
     const int used = std::min(n - tile * to.width, to.width);
@@ -122,29 +118,18 @@ void gather(Backend& on, const Sorting& sorting, const Activations& source, bool
     });
 }
 
-void expert_product(const Ops& ops, const Experts& experts, const Packed& w, const Activations& rows, const Out& out,
-                    int g0, int g1, int t0, int t1, void* scratch) {
-    if (experts.shape().float_activations())
-        ops.matmul_f[w.format](&w, rows.x + t0 * rows.ldx, rows.ldx, g0, g1, t0, t1, &out);
-    else
-        ops.matmul_q[w.format](&w, &rows.codes, g0, g1, t0, t1, &out, scratch);
-}
-
 void ExpertTasks::cut(const Sorting& sorting, const Experts& experts, int group0, int group1) {
-    const Weight& w = experts.shape();
+    const Weight& w = experts.matrices();
     group0_ = group0;
     group1_ = group1;
     most_rows_ = most_cells_ = 0;
-    const size_t row = size_t(w.cols()) * (w.float_activations() ? 4 : 1);
-    const int chunk = std::clamp(int(std::max<size_t>(activation_chunk_bytes / row, 1) / 16 * 16), 32, max_tokens);
-    const int few = panel_groups * int(std::clamp<size_t>(weight_task_bytes / w.panel_bytes(), 1, 16));
     cuts_.clear();
     firsts_.assign(1, 0);
     for (const Share& share : sorting.shares) {
         Cut c;
         c.rows = share.count;
-        c.tokens = share.count <= 16 ? share.count : chunk;
-        c.groups = share.count <= 16 ? few : panel_groups;
+        c.tokens = token_chunk(w, share.count);
+        c.groups = share.count > 16 ? panel_groups : group_chunk(w, share.count);
         c.group_tasks = ceil_div(group1 - group0, c.groups);
         cuts_.push_back(c);
         firsts_.push_back(firsts_.back() + c.group_tasks * ceil_div(share.count, c.tokens));

@@ -24,8 +24,13 @@ public:
             int ggml_type, bool exact)
         : all_(on, raw, expert_bytes, row_bytes, n, rows, cols, ggml_type, exact), n_(n) {}
 
-    Packed of(int expert) const { return all_.packed(expert); }
-    const Weight& shape() const { return all_; }  // of one of them: rows, cols, groups, panels
+    const Weight& matrices() const { return all_; }
+    // Where groups from `group` on, the first of a panel, lie of that expert.
+    Next at(int expert, int group) const {
+        const Packed p = all_.packed(expert);
+        const size_t panel = size_t(group / panel_groups);
+        return {p.q + panel * p.q_panel, p.s + panel * p.s_panel};
+    }
     int n() const { return n_; }
     int rows() const { return all_.rows(); }
     int cols() const { return all_.cols(); }
@@ -63,10 +68,6 @@ void lay_out(const Sorting& sorting, int cols, bool quantized, bool dense, Activ
 // tiles of width 1; dense: its floats are wanted, too. A share of one row reads it where it is.
 void gather(Backend& on, const Sorting& sorting, const Activations& source, bool dense, int pairs_per_row,
             ActivationMemory& mem, std::vector<Activations>& rows);
-
-// Rows t0..t1 of a share times groups g0..g1 of its expert.
-void expert_product(const Ops& ops, const Experts& experts, const Packed& w, const Activations& rows, const Out& out,
-                    int g0, int g1, int t0, int t1, void* scratch);
 
 // A parallel region over groups [group0, group1) of all shares' experts, in pieces as linear.cpp cuts them.
 class ExpertTasks {

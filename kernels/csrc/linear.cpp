@@ -40,8 +40,8 @@ int group_chunk(const Weight& w, int n) {
 }
 
 void product_task(const Ops& ops, const Activations& a, const Weight& w, const Out& out, int g0, int g1, int t0, int t1,
-                  void* scratch) {
-    const Packed& p = w.packed();
+                  void* scratch, int matrix) {
+    const Packed p = w.packed(matrix);
     if (w.float_activations())
         ops.matmul_f[p.format](&p, a.x + t0 * a.ldx, a.ldx, g0, g1, t0, t1, &out);
     else
@@ -57,7 +57,7 @@ QuantX ActivationMemory::quantx(int n, int cols) {
     QuantX x;
     x.n = n;
     x.blocks = cols / block_cols;
-    x.width = n <= 1 ? 1 : n <= 2 ? 2 : n <= 4 ? 4 : n <= 8 ? 8 : 16;
+    x.width = tile_width(n);
     const size_t cells = size_t(ceil_div(n, x.width)) * size_t(x.width) * size_t(x.blocks);
     x.q = q.get<int8_t>(cells * block_cols);
     x.d = d.get<float>(cells);

@@ -47,9 +47,13 @@ int token_chunk(const Weight& w, int n);
 int group_chunk(const Weight& w, int n);
 inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// Groups g0..g1 x tokens t0..t1 of one product; scratch: matmul_scratch bytes of the calling thread's own.
+// How wide the tiles of n rows' codes are.
+inline int tile_width(int n) { return n <= 1 ? 1 : n <= 2 ? 2 : n <= 4 ? 4 : n <= 8 ? 8 : 16; }
+
+// Groups g0..g1 x tokens t0..t1 of one product, by one of the matrices of w; scratch: matmul_scratch bytes of the calling
+// thread's own.
 void product_task(const Ops& ops, const Activations& a, const Weight& w, const Out& out, int g0, int g1, int t0, int t1,
-                  void* scratch);
+                  void* scratch, int matrix = 0);
 
 // Scratch for each thread of the pool, until the next such call.
 struct ThreadScratch {

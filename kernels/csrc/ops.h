@@ -26,8 +26,13 @@ struct QuantX {
     int n, width, blocks;
 };
 
+// The first bytes of the panel that its reader will most likely read next, in both planes of packed.h; null: not known.
+struct Next {
+    const uint8_t *q = nullptr, *s = nullptr;
+};
+
 // Where a product goes: y[t * ldy + row - row0] = acc + bias[row] + residual[t * ldr + row]; bias, residual may be
-// null.
+// null. next: what to fetch ahead when the product's own weights end.
 struct Out {
     float* y;
     int64_t ldy;
@@ -35,6 +40,7 @@ struct Out {
     const float* bias;
     const float* residual;
     int64_t ldr;
+    Next next{};
 };
 
 // kernels/parts.py: Norm, over rows of a length that the caller knows.

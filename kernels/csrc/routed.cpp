@@ -1,6 +1,6 @@
-// See routed.h. One call: the router's products and each token's experts; rows sorted by expert; gate, up and activation
-// of all experts in one parallel region, whose tasks also round what `down` reads; then, for as many of down's rows at a
-// time as `parts` has room for, the products of all experts and the sum of each token's.
+// See routed.h. One call: the router's products and each token's experts; rows sorted by expert; gate, up and
+// activation of all experts in one parallel region, whose tasks also round what `down` reads; then, for as many of
+// down's rows at a time as `parts` has room for, the products of all experts and the sum of each token's.
 #include "routed.h"
 
 #include <algorithm>
@@ -40,7 +40,7 @@ void choose(Backend& on, const RoutedFFN& f, const Activations& h, Work& w) {
 // weights come first; codes in tiles of width 1.
 Activations rows_to_read(Backend& on, const RoutedFFN& f, const Activations& h, bool dense, const float* weights) {
     const bool scaled = f.routing.on_input;
-    const bool quantized = !f.up->shape().float_activations() || (f.gate && !f.gate->shape().float_activations());
+    const bool quantized = !f.up->matrices().float_activations() || (f.gate && !f.gate->matrices().float_activations());
     const int per_row = scaled ? f.routing.n_used : 1, dim = h.cols;
     Activations a = h;
     a.n = h.n * per_row;
@@ -70,14 +70,22 @@ Activations rows_to_read(Backend& on, const RoutedFFN& f, const Activations& h, 
     return a;
 }
 
+// What the thread of this task will read next: tasks are taken in turn, and take about the same time.
+Next next_panel(const Backend& on, const ExpertTasks& tasks, const Work& w, int task, const Experts& experts) {
+    task += on.pool.n_threads();
+    if (task >= tasks.count()) return {};
+    const ExpertTasks::Piece piece = tasks.piece(task);
+    return experts.at(w.sorting.shares[size_t(piece.share)].expert, piece.g0);
+}
+
 // Gate, up and activation of the same rows of the same expert by one task, which writes what `down` reads.
 void inner(Backend& on, const RoutedFFN& f, Work& w) {
     const Experts& up = *f.up;
     const int width = up.rows();
-    const bool dense = f.down->shape().float_activations();
+    const bool dense = f.down->matrices().float_activations();
     lay_out(w.sorting, width, !dense, dense, on.hidden, w.hidden);
     ExpertTasks tasks;
-    tasks.cut(w.sorting, up, 0, up.shape().groups());
+    tasks.cut(w.sorting, up, 0, up.matrices().groups());
     const size_t half = size_t(tasks.most_cells());
     const ThreadScratch scratch = thread_scratch(on, matmul_scratch + 2 * half * sizeof(float));
     on.parallel_for(tasks.count(), [&](int task, int thread) {
@@ -86,13 +94,13 @@ void inner(Backend& on, const RoutedFFN& f, Work& w) {
         const int c0 = g0 * group_rows, c1 = std::min(width, g1 * group_rows);
         uint8_t* mine = scratch.of(thread);
         float *u = reinterpret_cast<float*>(mine + matmul_scratch), *g = f.gate ? u + half : u;
-        const auto product = [&](const Experts& experts, const float* bias, float* y) {
+        const auto product = [&](const Experts& experts, const float* bias, float* y, Next next) {
             const float* its_bias = bias ? bias + int64_t(expert) * width : nullptr;
-            expert_product(on.linear, experts, experts.of(expert), w.in[size_t(share)],
-                           {y - int64_t(t0) * cols, cols, c0, its_bias, nullptr, 0}, g0, g1, t0, t1, mine);
+            product_task(on.linear, w.in[size_t(share)], experts.matrices(),
+                         {y - int64_t(t0) * cols, cols, c0, its_bias, nullptr, 0, next}, g0, g1, t0, t1, mine, expert);
         };
-        if (f.gate) product(*f.gate, f.gate_bias, g);
-        product(up, f.up_bias, u);
+        if (f.gate) product(*f.gate, f.gate_bias, g, up.at(expert, g0));
+        product(up, f.up_bias, u, next_panel(on, tasks, w, task, f.gate ? *f.gate : up));
         for (int64_t t = 0; t < t1 - t0; ++t)
             on.linear.activate(&f.activation, g + t * cols, f.gate ? u + t * cols : nullptr, c1 - c0);
         const Activations& h = w.hidden[size_t(share)];
@@ -122,10 +130,10 @@ void add_parts(const RoutedFFN& f, const Work& w, const float* parts, int64_t ld
 
 void outer(Backend& on, const RoutedFFN& f, const Work& w, int n, float* out) {
     const Experts& down = *f.down;
-    const int dim = down.rows(), groups = down.shape().groups();
+    const int dim = down.rows(), groups = down.matrices().groups();
     const int64_t pairs = int64_t(n) * f.routing.n_used;
     constexpr int panel_rows = panel_groups * group_rows;
-    const int panels = std::clamp(int(RoutedFFN::parts_numbers / (pairs * panel_rows)), 1, down.shape().panels());
+    const int panels = std::clamp(int(RoutedFFN::parts_numbers / (pairs * panel_rows)), 1, down.matrices().panels());
     const int slab = panels * panel_groups, ld = panels * panel_rows;
     float* parts = on.routed.parts.get<float>(size_t(pairs) * size_t(ld));
     const ThreadScratch scratch = thread_scratch(on, matmul_scratch);
@@ -137,9 +145,10 @@ void outer(Backend& on, const RoutedFFN& f, const Work& w, int n, float* out) {
             const auto [i, g0, g1, t0, t1] = tasks.piece(task);
             const Share& share = w.sorting.shares[size_t(i)];
             const float* bias = f.down_bias ? f.down_bias + int64_t(share.expert) * dim : nullptr;
-            expert_product(on.linear, down, down.of(share.expert), w.hidden[size_t(i)],
-                           {parts + int64_t(share.first) * ld, ld, c0, bias, nullptr, 0}, g0, g1, t0, t1,
-                           scratch.of(thread));
+            const Next next = next_panel(on, tasks, w, task, down);
+            product_task(on.linear, w.hidden[size_t(i)], down.matrices(),
+                         {parts + int64_t(share.first) * ld, ld, c0, bias, nullptr, 0, next}, g0, g1, t0, t1,
+                         scratch.of(thread), share.expert);
         });
         const int per_task = std::max(1, (16 << 10) / (cols * f.routing.n_used));
         on.parallel_for(ceil_div(n, per_task), [&](int task, int) {
@@ -163,7 +172,7 @@ void run_piece(Backend& on, const RoutedFFN& f, const float* x, int n, const flo
         choose(on, f, h, w);
     }
     w.sorting.sort(w.chosen, n * f.routing.n_used, f.routing.n_experts);
-    const bool dense = f.up->shape().float_activations() || (f.gate && f.gate->shape().float_activations());
+    const bool dense = f.up->matrices().float_activations() || (f.gate && f.gate->matrices().float_activations());
     const int pairs_per_row = f.routing.on_input ? 1 : f.routing.n_used;
     gather(on, w.sorting, rows_to_read(on, f, h, dense, w.weights), dense, pairs_per_row, on.routed.sorted, w.in);
     inner(on, f, w);

@@ -36,9 +36,10 @@ struct RoutedFFN {
     Activation activation;
     Ending end;
 
-    static constexpr int most_tokens = 1024;  // that are sorted together
-    // Float32 numbers of scratch memory: for each token of a call up to most_tokens, and whatever the call.
-    static int64_t scratch_per_token(int dim, int n_ff, int n_experts, int n_used);
+    // Scratch memory, in float32 numbers: at most n_used (dim + n_ff) + 2 dim + n_experts + 4 n_used for each token, of so
+    // many tokens as are sorted together, and what experts give of so many rows of `down` as that has room for (64 of them
+    // at least). Weights on the input of float experts: n_used dim more.
+    static constexpr int most_tokens = 1024;
     static constexpr int64_t parts_numbers = 2 << 20;
 
     // x (n, dim); residual (n, dim) or null

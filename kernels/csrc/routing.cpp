@@ -1,5 +1,6 @@
-// Which experts a token goes to: routing.h's rules, for one token at a time. In a choice, NaN counts as less than any number,
-// and of two that are equal the lower number comes first; so whatever the products are, n_used different experts come out.
+// Which experts a token goes to, one token at a time; the rules stand in kernels/parts.py. In a choice, NaN counts as less
+// than any number, and of two that are equal the lower number comes first: whatever the products are, n_used different
+// experts come out.
 #include <cmath>
 
 #include "routed.h"

@@ -13,6 +13,7 @@
 namespace mixkv::MIXKV_ISA {
 
 constexpr int amx_min_tokens = 9;      // QuantX::width is then 16, a tile's rows
+constexpr int amx_least_left = 4;      // rows beyond whole tiles that are worth another one must be more
 constexpr int amx_chunk_blocks = 32;   // 16 KiB of unpacked codes, a third of L1
 
 struct TileConfig {
@@ -70,12 +71,16 @@ struct AmxInput {
     const int32_t* sum; // [block][2][16]
 };
 
-// The rows of a result that a tile will be written to (and of the residual that is added), for fetching ahead.
+// What is fetched ahead during a tile, a step each: the rows of a result that it will be written to (and of the residual
+// that is added), and blocks of the weights that are unpacked next.
 struct AmxFetch {
     const float *y, *residual;
     int64_t ldy, ldr;
-    int rows;
+    const uint8_t* q;
+    int steps;
 };
+template <class F>
+constexpr int amx_fetch_steps = F::subs * amx_chunk_blocks / 2;  // of a chunk's tile
 
 // acc += sums * scales for one step (a block, or half of one), and the minimums.
 template <class F>
@@ -116,9 +121,12 @@ static void amx_tile(float* acc_at, const AmxInput in, const uint8_t* codes, con
     MIXKV_AMX_PRODUCT(0, 4, 6, x_at(0), w_at(0));
     _tile_stored(0, sums[0], 64);
     for (int i = 0; i < steps; i += 2) {
-        if (i / 2 < fetch.rows) {
+        if (i / 2 < fetch.steps) {
             __builtin_prefetch(fetch.y + i / 2 * fetch.ldy, 1);
             __builtin_prefetch(fetch.residual + i / 2 * fetch.ldr);
+            MIXKV_UNROLL
+            for (int line = 0; line < F::block_bytes; line += 64)
+                __builtin_prefetch(fetch.q + i / 2 * F::block_step + line, 0, 2);
         }
         if (i + 1 < steps) MIXKV_AMX_PRODUCT(1, 5, 7, x_at(i + 1), w_at(i + 1));
         amx_scale<F>(acc, sums[0], s, in, first, i);
@@ -145,6 +153,12 @@ static void amx_tiles(const Packed* w, const QuantX* x, int g0, int g1, int t0, 
         for (int b = 0; b < nb; b += amx_chunk_blocks) {
             const int count = nb - b < amx_chunk_blocks ? nb - b : amx_chunk_blocks;
             const bool last = b + count == nb;
+            // What is unpacked after this chunk: the next one of the group, of the next group, or what `out` says.
+            const uint8_t* next = !last        ? q + size_t(b + count) * F::block_step
+                                  : g + 1 < g1 ? w->q_of(g + 1, F::block_bytes)
+                                               : out->next.q;
+            int n_next = !out->next.q ? 0 : last ? nb : nb - b - count;  // of a long row of tokens, reading is no part
+            if (n_next > amx_chunk_blocks) n_next = amx_chunk_blocks;
             amx_unpack<F>(q + size_t(b) * F::block_step, count, scratch);
             __asm__ volatile("" : : : "memory");  // the tile loads do not tell the compiler what they read
             for (int t = t0; t < t1; t += 16) {
@@ -153,7 +167,12 @@ static void amx_tiles(const Packed* w, const QuantX* x, int g0, int g1, int t0, 
                 float* acc = accs + 16 * (t - t0);
                 const float* y = out->y + t * out->ldy + (g * group_rows - out->row0);
                 const float* residual = out->residual ? out->residual + t * out->ldr + g * group_rows : y;
-                const AmxFetch fetch = {y, residual, out->ldy, out->residual ? out->ldr : out->ldy, end - t};
+                const int at_block = (t - t0) / 16 * amx_fetch_steps<F>, blocks = n_next - at_block;
+                const AmxFetch fetch = {
+                    y, residual, out->ldy, out->residual ? out->ldr : out->ldy,
+                    blocks > 0 ? next + size_t(at_block) * F::block_step : scratch,
+                    last ? end - t : blocks < amx_fetch_steps<F> ? blocks : amx_fetch_steps<F>,
+                };
                 amx_tile<F>(acc, {x->q + 32 * at, x->d + at, x->sum + 2 * at}, scratch, s, b, count, fetch);
                 for (int i = t; i < end; ++i) put(out, w->rows, g, i, load16(acc + 16 * (i - t)));
             }

@@ -59,9 +59,13 @@ MIXKV_INLINE void block_dots(I16 (&dots)[M][G][F::subs], const uint8_t* q, const
     add_quad<F, M, G, 7>(dots, q, x);
 }
 
-// M tokens, from row t0 of the activations (inside one of their tiles), times G groups of one panel from `group` on.
+// The lines of scales that are fetched of a panel to come; from there on they are read in order, which the CPU sees.
+constexpr int scales_ahead = 512;
+
+// M tokens, from row t0 of the activations (inside one of their tiles), times G groups of one panel from `group` on; g1:
+// where the call's groups end.
 template <class F, int M, int G>
-static void tile(const Packed* w, const QuantX* x, int group, int t0, int t1, const Out* out) {
+static void tile(const Packed* w, const QuantX* x, int group, int g1, int t0, int t1, const Out* out) {
     const int nb = x->blocks, width = x->width;
     const size_t start = size_t(t0 / width) * size_t(nb) * size_t(width), row = size_t(t0 % width);
     const int8_t* xq = x->q + 32 * (start + row);
@@ -74,10 +78,17 @@ static void tile(const Packed* w, const QuantX* x, int group, int t0, int t1, co
     for (int t = 0; t < M; ++t)
         MIXKV_UNROLL
         for (int g = 0; g < G; ++g) acc[t][g] = set16(0.0f);
+    const uint8_t* fetch = q + prefetch_ahead * (panel_groups / G);
+    constexpr int blocks_ahead = (prefetch_ahead * (panel_groups / G) + F::block_step - 1) / F::block_step;
+    const int turn = out->next.q && group + G >= g1 ? (nb > blocks_ahead ? nb - blocks_ahead : 0) : -1;
     for (int b = 0; b < nb; ++b) {
+        if (b == turn) {
+            fetch = out->next.q;
+            for (int i = 0; i < scales_ahead; i += 64) __builtin_prefetch(out->next.s + i, 0, 2);
+        }
         MIXKV_UNROLL
-        for (int i = 0; i < G * F::block_bytes; i += 64)
-            __builtin_prefetch(q + prefetch_ahead * (panel_groups / G) + i, 0, 2);
+        for (int i = 0; i < G * F::block_bytes; i += 64) __builtin_prefetch(fetch + i, 0, 2);
+        fetch += F::block_step;
         I16 dots[M][G][F::subs];
         block_dots<F, M, G>(dots, q, xq, xs, width);
         MIXKV_UNROLL
@@ -113,28 +124,28 @@ template <class F>
 static void tiles(const Packed* w, const QuantX* x, int g0, int g1, int t0, int t1, const Out* out) {
     if (t1 - t0 == 1 && g0 % panel_groups == 0)  // one token: the groups of a panel share its operands
         for (; g0 + panel_groups <= g1 || (g0 < g1 && g1 * group_rows >= w->rows); g0 += panel_groups)
-            tile<F, 1, panel_groups>(w, x, g0, t0, t1, out);
+            tile<F, 1, panel_groups>(w, x, g0, g1, t0, t1, out);
 #if defined(__AVX512VNNI__)
     // A few tokens: as many groups of a panel together as registers hold, so that memory is read in longer stretches.
     if (t1 - t0 <= 4 && t1 - t0 > 1)
         for (; g0 + 1 < g1 && g0 % 2 == 0; g0 += 2) {
             if (t1 - t0 == 2)
-                tile<F, 2, 2>(w, x, g0, t0, t1, out);
+                tile<F, 2, 2>(w, x, g0, g1, t0, t1, out);
             else
-                tile<F, 4, 2>(w, x, g0, t0, t1, out);
+                tile<F, 4, 2>(w, x, g0, g1, t0, t1, out);
         }
 #endif
     for (int g = g0; g < g1; ++g)
         for (int t = t0; t < t1;) {
             const int left = t1 - t;
             if (left == 1) {
-                tile<F, 1, 1>(w, x, g, t, t1, out), t += 1;
+                tile<F, 1, 1>(w, x, g, g1, t, t1, out), t += 1;
             } else if (widest == 8 && left == 2) {
-                if constexpr (widest == 8) tile<F, 2, 1>(w, x, g, t, t1, out), t += 2;
+                if constexpr (widest == 8) tile<F, 2, 1>(w, x, g, g1, t, t1, out), t += 2;
             } else if (left <= 4 || widest == 4) {
-                tile<F, 4, 1>(w, x, g, t, t1, out), t += 4;
+                tile<F, 4, 1>(w, x, g, g1, t, t1, out), t += 4;
             } else {
-                if constexpr (widest == 8) tile<F, 8, 1>(w, x, g, t, t1, out), t += 8;
+                if constexpr (widest == 8) tile<F, 8, 1>(w, x, g, g1, t, t1, out), t += 8;
             }
         }
 }
@@ -143,7 +154,11 @@ template <class F>
 static void matmul_q(const Packed* w, const QuantX* x, int g0, int g1, int t0, int t1, const Out* out,
                      [[maybe_unused]] void* scratch) {
 #if defined(__AMX_INT8__)
-    if (t1 - t0 >= amx_min_tokens) return amx_tiles<F>(w, x, g0, g1, t0, t1, out, static_cast<uint8_t*>(scratch));
+    if (t1 - t0 >= amx_min_tokens) {  // what is left over is cheaper the other way: a tile's time is that of 16 rows
+        const int left = (t1 - t0) % 16, end = left > 0 && left <= amx_least_left ? t1 - left : t1;
+        amx_tiles<F>(w, x, g0, g1, t0, end, out, static_cast<uint8_t*>(scratch));
+        t0 = end;
+    }
 #endif
     tiles<F>(w, x, g0, g1, t0, t1, out);
 }
