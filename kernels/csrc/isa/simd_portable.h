@@ -159,6 +159,19 @@ MIXKV_INLINE F16 load_bf16(const void* p) {
         return as_float(__builtin_convertvector(load_as<u16x4>((const uint16_t*)p + 4 * n), u32x4) << 16);
     });
 }
+MIXKV_INLINE F16 load_e8m0(const void* p) {
+    return each16([&](int n) {
+        const i32x4 e = __builtin_convertvector(load_as<u8x4>((const uint8_t*)p + 4 * n), i32x4);
+        const i32x4 normal = (i32x4)((u32x4)(e - 1) << 23), low = (e + 1) << 21, m = normal > low;
+        return (f32x4)((m & normal) | (~m & low));
+    });
+}
+MIXKV_INLINE F16 load_e4m3(const void* p) {
+    return each16([&](int n) {  // the bits of an FP16 moved to a float32's: its exponent is 2^112 too small, and 2^7 of ours
+        const u32x4 v = __builtin_convertvector(load_as<u8x4>((const uint8_t*)p + 4 * n), u32x4);
+        return as_float(v << 20) * 0x1p119f;
+    });
+}
 MIXKV_INLINE F16 load_u8(const void* p) {
     return each16([&](int n) { return __builtin_convertvector(load_as<u8x4>((const uint8_t*)p + 4 * n), f32x4); });
 }
