@@ -122,7 +122,7 @@ def dequantize(raw: NDArray[np.uint8], kind: WeightType) -> NDArray[np.float32]:
 
         try:
             values: NDArray[np.float32] = quants.dequantize(raw, GGMLQuantizationType(kind))
-        except (ValueError, NotImplementedError):
+        except (ValueError, RuntimeError):  # it does not know the number, or not how to read it
             raise GGUFError(
                 f"the installed gguf package cannot read weights of type {kind.name}: install a newer one, or take the "
                 "native kernels"

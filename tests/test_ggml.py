@@ -15,6 +15,7 @@ from tokenizer_vocabs import bpe_metadata
 
 from mixkv.engine.load import demo_model
 from mixkv.kernels import default_backend
+from mixkv.kernels.errors import GGUFError
 from mixkv.kernels.ggml import BLOCK_SIZES, WeightType, dequantize
 from mixkv.models.gguf_types import WEIGHT_TYPES, ValueType
 
@@ -51,12 +52,22 @@ def test_values_are_those_of_the_package(kind: WeightType) -> None:
     """Bit for bit, on every pattern of bytes that a file may hold."""
     rng = np.random.default_rng(int(kind))
     raw = rng.integers(0, 256, (5, 2 * 256 // BLOCK_SIZES[kind][0] * BLOCK_SIZES[kind][1]), np.uint8)
-    with np.errstate(all="ignore"):
-        want = expected(raw, gguf.GGMLQuantizationType(kind))
+    try:
+        with np.errstate(all="ignore"):
+            want = expected(raw, gguf.GGMLQuantizationType(kind))
+    except NotImplementedError:
+        pytest.skip("the package knows this type's size alone: test_gguf_tensors.py works a block out by hand")
     found = dequantize(raw, kind)
     assert found.dtype == np.float32
     assert found.shape == (5, 512)
     np.testing.assert_array_equal(found.view(np.uint32), np.ascontiguousarray(want).view(np.uint32))
+
+
+def test_an_old_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's kernels with a package from before a type was invented: its own error said nothing of what to do."""
+    monkeypatch.delitem(gguf.quants._type_traits, gguf.GGMLQuantizationType.TQ1_0)
+    with pytest.raises(GGUFError, match="gguf package cannot read weights of type TQ1_0: install a newer one"):
+        dequantize(np.zeros((1, 54), np.uint8), WeightType.TQ1_0)
 
 
 def test_f64_is_rounded() -> None:

@@ -134,31 +134,47 @@ void interleave_f64(const uint8_t* const rows[group_rows], int cols, float* out)
                     " are not supported; convert the model to one of " + known + "F64");
 }
 
-}  // namespace
+constexpr int64_t panel_rows = int64_t(group_rows) * panel_groups;
 
-Weight::Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact)
-    : ggml_type_(ggml_type), exact_(exact) {
+// Where a weight of `cols` columns has its numbers: bytes of a block of 16 rows (a column of them, for float types), of a
+// scale unit, and of a panel in each plane.
+struct Layout {
+    Format format;
+    size_t raw_bytes;  // of one block of one row in the file
+    size_t q_block, unit, q_panel, s_panel;
+};
+Layout layout_of(int ggml_type, int64_t cols) {
     const bool f64 = ggml_type == ggml_f64;
     const int format = f64 ? int(fmt_F32) : format_of_ggml(ggml_type);
     if (format < 0) bad_type(ggml_type);
     const FormatInfo& info = format_info(Format(format));
-    const size_t raw_bytes = f64 ? 8 : size_t(info.raw_bytes);
-    if (rows < 1 || cols < 1 || cols % info.raw_cols != 0 || row_bytes != size_t(cols / info.raw_cols) * raw_bytes)
+    const size_t bytes = size_t(info.raw_bytes), n = size_t(cols);
+    if (format >= n_quant_formats)
+        return {Format(format), f64 ? 8 : bytes, group_rows * bytes, 0, n * panel_rows * bytes, 0};
+    const size_t block = size_t(quant_block_bytes(info.bits)), unit = size_t(info.unit_bytes());
+    return {Format(format), bytes, block, unit, n / block_cols * block * panel_groups,
+            n / size_t(info.raw_cols) * unit * panel_groups};
+}
+
+}  // namespace
+
+size_t Weight::packed_bytes(int ggml_type, int64_t rows, int64_t cols) {
+    const Layout l = layout_of(ggml_type, cols);
+    return size_t((rows + panel_rows - 1) / panel_rows) * (l.q_panel + l.s_panel);
+}
+
+Weight::Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact)
+    : ggml_type_(ggml_type), exact_(exact) {
+    const Layout l = layout_of(ggml_type, cols);
+    const FormatInfo& info = format_info(l.format);
+    if (rows < 1 || cols < 1 || cols % info.raw_cols != 0 || row_bytes != size_t(cols / info.raw_cols) * l.raw_bytes)
         throw GGUFError("a " + std::string(info.name) + " weight of " + std::to_string(rows) + " x " +
                         std::to_string(cols) + " cannot have rows of " + std::to_string(row_bytes) + " bytes");
     packed_.rows = rows;
     packed_.cols = cols;
-    packed_.format = Format(format);
-    constexpr size_t panel_rows = size_t(group_rows) * panel_groups;
-    size_t q_block = size_t(group_rows) * size_t(info.raw_bytes), unit = 0;
-    if (is_float()) {
-        packed_.q_panel = size_t(cols) * panel_rows * size_t(info.raw_bytes);
-    } else {
-        q_block = size_t(quant_block_bytes(info.bits));
-        unit = size_t(info.unit_bytes());
-        packed_.q_panel = size_t(cols / block_cols) * q_block * panel_groups;
-        packed_.s_panel = size_t(cols / info.raw_cols) * unit * panel_groups;
-    }
+    packed_.format = l.format;
+    packed_.q_panel = l.q_panel;
+    packed_.s_panel = l.s_panel;
     memory_ = Buffer(size_t(panels()) * panel_bytes());
     uint8_t *q = memory_.data(), *s = q + size_t(panels()) * packed_.q_panel;
     packed_.q = q;
@@ -173,15 +189,15 @@ Weight::Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int 
                 const int at = g * group_rows + r;
                 row[r] = at < rows ? raw + size_t(at) * row_bytes : nullptr;
             }
-            uint8_t* out = q + (packed_.q_of(g, q_block) - packed_.q);
-            if (f64)
+            uint8_t* out = q + (packed_.q_of(g, l.q_block) - packed_.q);
+            if (ggml_type == ggml_f64)
                 interleave_f64(row, cols, reinterpret_cast<float*>(out));
             else if (packed_.format == fmt_F32)
                 interleave(row, cols, reinterpret_cast<uint32_t*>(out));
             else if (is_float())
                 interleave(row, cols, reinterpret_cast<uint16_t*>(out));
             else
-                pack_quant_group(packed_, row, out, s + (packed_.s_of(g, unit) - packed_.s));
+                pack_quant_group(packed_, row, out, s + (packed_.s_of(g, l.unit) - packed_.s));
         }
     });
 }

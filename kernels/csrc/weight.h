@@ -17,6 +17,9 @@ public:
     // backend can multiply by it.
     Weight(Backend& on, const uint8_t* raw, size_t row_bytes, int rows, int cols, int ggml_type, bool exact);
 
+    // What a weight of this size takes once it is packed. GGUFError for a type that cannot be.
+    static size_t packed_bytes(int ggml_type, int64_t rows, int64_t cols);
+
     // Row `row` as float32, bit for bit GGML's dequantization.
     void read_row(int row, float* out) const;
 
