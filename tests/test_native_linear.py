@@ -147,7 +147,7 @@ def fp4_codes(raw: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize("kind", QUANTS, ids=lambda t: t.name)
 def test_integer_sums_are_the_same_everywhere(kind: T) -> None:
-    """The int32 dot product of every block, bit for bit on all instruction sets, and against NumPy for Q8_0 and MXFP4."""
+    """The int32 dot product of every block, bit for bit on all instruction sets; against NumPy for Q8_0 and MXFP4."""
     rng = np.random.default_rng()
     rows, cols = 19, 512
     raw, x = random_raw(kind, rows, cols, rng), random_x(3, cols, rng)

@@ -28,7 +28,7 @@ NO_ORACLE = {WeightType.F64, WeightType.Q1_0}
 
 @pytest.mark.parametrize("kind", sorted(WEIGHT_TYPES - NO_ORACLE), ids=lambda t: t.name)
 def test_models_of_every_weight_type(tmp_path: Path, kind: WeightType) -> None:
-    """A type that packs and multiplies was still refused by the loader, or planned for with other bytes than it took."""
+    """Types that pack and multiply were still refused by the loader."""
     tiny = Tiny(n_layers=1, n_embd=256, n_heads=4, n_kv_heads=2, head_dim=64, head_dim_v=64, n_ff=256, kind=kind.name)
     path = tiny.write(tmp_path / "m.gguf")
     wanted = logits(path, IDS)

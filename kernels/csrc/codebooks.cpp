@@ -1,5 +1,5 @@
-// The codebooks of GGML's IQ types, as the format defines them (codebooks.h says how to read an entry); tests/test_native_linear.py
-// holds what is decoded with them against the `gguf` package, bit for bit.
+// The codebooks of GGML's IQ types, as the format defines them; codebooks.h says how to read an entry. What is decoded
+// with them is held against the `gguf` package, bit for bit, by tests/test_native_linear.py.
 #include "codebooks.h"
 
 namespace mixkv {

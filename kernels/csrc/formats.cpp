@@ -25,18 +25,17 @@ void add_bits5(const uint8_t* qh, uint8_t* codes) {
     std::memcpy(&bits, qh, 4);
     for (int k = 0; k < 32; ++k) codes[k] |= uint8_t((bits >> k & 1) << 4);
 }
-// Digit k of TQ1_0's block i: a byte holds five digits of base 3, as 256 / 243 of the fraction that they are behind the point
-int ternary_digit(const uint8_t* raw, int i, int k) {
+// Digit n of the five of base 3 that a byte of TQ1_0 is a fraction of: 256 / 243 of what they are behind the point.
+uint8_t ternary_digit(uint8_t byte, int n) {
     static const uint8_t powers[5] = {1, 3, 9, 27, 81};
-    const int col = 32 * i + k;
-    uint8_t v;
-    if (col < 160)
-        v = uint8_t(raw[k] * powers[i]);
-    else if (col < 240)
-        v = uint8_t(raw[32 + col % 16] * powers[(col - 160) / 16]);
-    else
-        v = uint8_t(raw[48 + col % 4] * powers[(col - 240) / 4]);
-    return v * 3 >> 8;
+    return uint8_t(uint8_t(byte * powers[n]) * 3 >> 8);
+}
+// Columns 0 to 159 are five digits of 32 bytes, the next 80 of 16 bytes, the last 16 four digits of 4 bytes.
+void ternary_codes(const uint8_t* raw, int i, uint8_t* codes) {
+    for (int k = 0; k < 32 && i < 5; ++k) codes[k] = ternary_digit(raw[k], i);
+    for (int n = 2 * (i - 5); i >= 5 && n < 2 * (i - 4); ++n, codes += 16)
+        for (int k = 0; k < 16; ++k)
+            codes[k] = n < 5 ? ternary_digit(raw[32 + k], n) : ternary_digit(raw[48 + k % 4], k / 4);
 }
 // Low or high nibbles of the 32 bytes that blocks 2p and 2p + 1 share
 void shared_nibbles(const uint8_t* qs, int i, uint8_t* codes) {
@@ -104,14 +103,15 @@ void raw_codes(Format f, const uint8_t* raw, int i, uint8_t codes[block_cols]) {
         case fmt_NVFP4:  // quarters of 16 columns, whose columns k and k + 8 share a byte
             for (int k = 0; k < 32; ++k) codes[k] = raw[4 + 16 * i + k / 16 * 8 + k % 8] >> (k / 8 % 2 * 4) & 15;
             break;
-        case fmt_TQ1_0:
-            for (int k = 0; k < 32; ++k) codes[k] = uint8_t(ternary_digit(raw, i, k));
-            break;
+        case fmt_TQ1_0: ternary_codes(raw, i, codes); break;
         case fmt_TQ2_0:
             for (int k = 0; k < 32; ++k) codes[k] = raw[32 * (i / 4) + k] >> (2 * (i % 4)) & 3;
             break;
         case fmt_Q1_0:
-            for (int k = 0; k < 32; ++k) codes[k] = uint8_t((raw[2 + 4 * i + k / 8] >> (k % 8) & 1) << 1);
+            for (int k = 0; k < 4; ++k) {
+                const uint64_t v = bits_to_bytes(raw[2 + 4 * i + k]) << 1;
+                std::memcpy(codes + 8 * k, &v, 8);
+            }
             break;
         default: codebook_codes(f, raw, i, codes); break;
     }
@@ -165,7 +165,7 @@ void put_scales(Format f, const uint8_t* raw, int r, uint8_t* unit) {
         case fmt_IQ3_XXS:
         case fmt_IQ2_XXS:
             put_half(unit, r, raw);
-            for (int i = 0; i < 8; ++i) c[16 * i + r] = odd(raw[f == fmt_IQ3_XXS ? 66 + 4 * i + 3 : 2 + 8 * i + 7] >> 4);
+            for (int i = 0; i < 8; ++i) c[16 * i + r] = odd(raw[f == fmt_IQ3_XXS ? 69 + 4 * i : 9 + 8 * i] >> 4);
             break;
         case fmt_IQ3_S:
             put_half(unit, r, raw);
@@ -174,7 +174,8 @@ void put_scales(Format f, const uint8_t* raw, int r, uint8_t* unit) {
         case fmt_IQ2_XS:
         case fmt_IQ2_S:
             put_half(unit, r, raw);
-            for (int i = 0; i < 16; ++i) c[16 * i + r] = odd(raw[(f == fmt_IQ2_XS ? 66 : 74) + i / 2] >> (4 * (i % 2)) & 15);
+            for (int i = 0; i < 16; ++i)
+                c[16 * i + r] = odd(raw[(f == fmt_IQ2_XS ? 66 : 74) + i / 2] >> (4 * (i % 2)) & 15);
             break;
         case fmt_IQ1_S:
             put_half(unit, r, raw);

@@ -7,7 +7,7 @@
 //   q  one block = 32 columns x 16 rows at `bits` bits = 64 * bits bytes. "Quad j" of a block
 //      are columns 4j..4j+3 of all 16 rows: 64 bytes, byte 4*row + (col % 4), the operand order of VNNI and AMX.
 //        8 bits: line j is quad j                4 bits: line i holds quad i (low nibbles) and quad 4+i (high nibbles)
-//        2 bits: line i, bit pair p is quad 4i+p (i = 0, 1)        1 bit: bit j is quad j, and where it is set the code is 2
+//        2 bits: line i, bit pair p is quad 4i+p (i = 0, 1)        1 bit: bit j is quad j; set, its code is 2
 //        5 = 4 + 1, 6 = 4 + 2, 3 = 2 + 1 bits: the planes of the low bits, then of the high bits
 //      Codes are unsigned; the number is (code - zero) / 2^fraction, with table[code] for code where there is a table.
 //      Patterns of the file's codebooks (IQ1 to IQ3) are looked up when packed, and lie here column by column.
@@ -31,7 +31,8 @@
 namespace mixkv {
 
 enum Scales {
-    scales_none, scales_plain, scales_plain_min, scales_e8m0, scales_e4m3, scales_super, scales_super_min, scales_super_min4
+    scales_none, scales_plain, scales_plain_min, scales_e8m0, scales_e4m3,
+    scales_super, scales_super_min, scales_super_min4  // from scales_super_min on: with minimums
 };
 enum Table { no_table, table_iq4, table_fp4, table_iq3_xxs, table_iq3_s, table_iq2, table_iq1 };
 
@@ -77,15 +78,15 @@ constexpr int group_rows = 16;   // rows that lie interleaved
 constexpr int panel_groups = 4;  // groups whose blocks alternate
 constexpr int block_cols = 32;   // columns of a block, in weights and in quantized activations
 
-// What the codes of each table stand for, with the format's zero added. Where files keep signs apart from magnitudes, the
-// sign is the highest bit of our code. Values up to 128 are multiplied fastest where there is no VNNI (simd_avx2.h).
+// What the codes of each table stand for, with the format's zero added. Where files keep signs apart from magnitudes,
+// the sign is the highest bit of our code. Values up to 128 are multiplied fastest where there is no VNNI (simd_avx2.h).
 constexpr uint8_t value_tables[][16] = {
-    {},                                                                           // no_table
-    {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},    // iq4: -127 to 113
-    {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0},                  // fp4: twice 0, 0.5, 1, 1.5, 2, 3, 4, 6
-    {66, 74, 82, 90, 98, 106, 114, 124, 58, 50, 42, 34, 26, 18, 10, 0},           // iq3_xxs: 4, 12, ... 52, 62
-    {16, 18, 20, 22, 24, 26, 28, 30, 14, 12, 10, 8, 6, 4, 2, 0},                  // iq3_s: 1, 3, ... 15
-    {51, 68, 86, 43, 35, 18, 0, 43},                                              // iq2: 8, 25, 43, unused
+    {},                                                                         // no_table
+    {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241},  // iq4: -127 to 113
+    {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0},                // fp4: twice 0, 0.5, 1, 1.5, 2, 3, 4, 6
+    {66, 74, 82, 90, 98, 106, 114, 124, 58, 50, 42, 34, 26, 18, 10, 0},         // iq3_xxs: 4, 12, ... 52, 62
+    {16, 18, 20, 22, 24, 26, 28, 30, 14, 12, 10, 8, 6, 4, 2, 0},                // iq3_s: 1, 3, ... 15
+    {51, 68, 86, 43, 35, 18, 0, 43},                                            // iq2: 8, 25, 43, unused
     {2, 10, 18, 9, 0, 8, 16, 9},  // iq1: -8, 0, 8, unused, with 1 added; the same with 1 taken off
 };
 

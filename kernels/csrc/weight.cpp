@@ -63,9 +63,9 @@ int get_code(int bits, const uint8_t* q, int r, int col) {
     }
 }
 
-// Q4_0, IQ4_NL and MXFP4 keep columns k and k + 16 in one byte, as our nibble lines do: packing is copying 4 bytes a line.
-// Q8_0 needs only the sign bit flipped. `words` is a constant so that nothing is left but loads and stores: this is most
-// of the time that loading takes.
+// Q4_0, IQ4_NL and MXFP4 keep columns k and k + 16 in one byte, as our nibble lines do: packing is copying 4 bytes a
+// line. Q8_0 needs only the sign bit flipped. `words` is a constant so that nothing is left but loads and stores: this is
+// most of the time that loading takes.
 template <int words, uint32_t flip, int scale_bytes>
 void pack_words(const uint8_t* const rows[group_rows], size_t offset, uint8_t* q, uint8_t* s) {
     static const uint8_t zeros[scale_bytes + 4 * words] = {};
@@ -136,8 +136,8 @@ void interleave_f64(const uint8_t* const rows[group_rows], int cols, float* out)
 
 constexpr int64_t panel_rows = int64_t(group_rows) * panel_groups;
 
-// Where a weight of `cols` columns has its numbers: bytes of a block of 16 rows (a column of them, for float types), of a
-// scale unit, and of a panel in each plane.
+// Where a weight of `cols` columns has its numbers: bytes of a block of 16 rows (a column of them, for float types), of
+// a scale unit, and of a panel in each plane.
 struct Layout {
     Format format;
     size_t raw_bytes;  // of one block of one row in the file

@@ -61,7 +61,7 @@ struct Fmt {
             return;
         }
         d[0] = load_f16(p);
-        if constexpr (fraction != 0) d[0] = mul(d[0], set16(1.0f / (1 << fraction)));  // exact, as are its products with c
+        if constexpr (fraction != 0) d[0] = mul(d[0], set16(1.0f / (1 << fraction)));  // exact, like all its products
         if constexpr (kind == scales_plain_min) m[0] = load_f16(p + 32);
         if constexpr (kind == scales_super) {
             const F16 base = d[0];

@@ -167,7 +167,7 @@ MIXKV_INLINE F16 load_e8m0(const void* p) {
     });
 }
 MIXKV_INLINE F16 load_e4m3(const void* p) {
-    return each16([&](int n) {  // the bits of an FP16 moved to a float32's: its exponent is 2^112 too small, and 2^7 of ours
+    return each16([&](int n) {  // as a float32's bits: 2^120 too small
         const u32x4 v = __builtin_convertvector(load_as<u8x4>((const uint8_t*)p + 4 * n), u32x4);
         return as_float(v << 20) * 0x1p119f;
     });
