@@ -1,9 +1,12 @@
-// simd.h in the vector extensions of gcc and clang, 128 bits at a time: the tier `base` of every architecture (x86-64-v2,
-// plain Armv8, whatever else). Only dot() and lookup16() know an instruction set: SSSE3, or plain C.
+// simd.h in the vector extensions of gcc and clang, 128 bits at a time: the tier `base` of every architecture
+// (x86-64-v2, plain Armv8, whatever else). Only dot() and lookup16() know an instruction set: SSSE3 both, NEON the
+// latter; else they are plain C.
 #pragma once
 
 #if defined(__SSSE3__)
 #include <tmmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define MIXKV_EACH MIXKV_UNROLL for (int n = 0; n < 4; ++n)
@@ -86,6 +89,9 @@ MIXKV_INLINE B64 lookup16(const uint8_t* table, B64 x) {
 #if defined(__SSSE3__)
     const __m128i t = _mm_loadu_si128((const __m128i*)table);
     return each64([&](int n) { return (u8x16)_mm_shuffle_epi8(t, (__m128i)x.v[n]); });
+#elif defined(__aarch64__)
+    const uint8x16_t t = vld1q_u8(table);
+    return each64([&](int n) { return (u8x16)vqtbl1q_u8(t, (uint8x16_t)x.v[n]); });
 #else
     B64 r;
     for (int i = 0; i < 64; ++i) r.v[i / 16][i % 16] = table[x.v[i / 16][i % 16]];
