@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mixkv.kernels import Backend
 from mixkv.kernels.errors import OutOfMemoryError
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
+from mixkv.models.gguf_types import WEIGHT_TYPES, TensorInfo
 from mixkv.models.layers import Attention, LayerSpec, Recurrent
 
 MIB = 1 << 20
@@ -50,10 +52,7 @@ def plan_memory(
     n_parallel: sequences at once, each of n_ctx tokens. kv_memory: what their caches may take together at most. dense:
     as for `load`.
     """
-    if dense and backend.keeps_dense:
-        weights = sum(4 * _elements(info.shape) for info in gguf.tensors.values())
-    else:
-        weights = sum(info.n_bytes for info in gguf.tensors.values())
+    weights = sum(_weight_bytes(info, backend, dense) for info in gguf.tensors.values())
     rows = min(n_batch, n_ctx)
     pieces = {
         rows if a.window or a.kv_from is not None or plan.hot_window is None else min(rows, PIECE)
@@ -67,6 +66,16 @@ def plan_memory(
     scratch = 4 * (rows * width + model.n_vocab + own) + FIXED_SCRATCH
     caches = n_parallel * sum(cache_bytes(model, plan, n_ctx, min(n_batch, n_ctx)).values())
     return MemoryPlan(weights, caches if kv_memory is None else min(caches, kv_memory), scratch)
+
+
+def _weight_bytes(info: TensorInfo, backend: Backend, dense: bool) -> int:
+    """Bytes that a tensor takes once it is loaded: a matrix (or a stack of them) packed, a vector as float32."""
+    if info.ggml_type not in WEIGHT_TYPES or info.n_bytes == 0:
+        return info.n_bytes  # an error of its own when something uses it
+    if len(info.shape) < 2:
+        return 4 * _elements(info.shape)
+    *stacked, rows, cols = info.shape
+    return math.prod(stacked) * backend.packed_bytes(int(info.ggml_type), rows, cols, dense)
 
 
 def _row_width(dim: int, layer: LayerSpec) -> int:

@@ -102,5 +102,8 @@ def supported_isas() -> list[str]:
 def available_cores() -> int:
     """Physical cores that affinity and cgroup quota leave to this process; the default number of threads."""
 
+def packed_bytes(ggml_type: int, rows: int, cols: int) -> int:
+    """Bytes that a packed matrix takes."""
+
 def weight_types() -> list[tuple[str, int]]:
     """(name, GGML type number) of every format that can be packed (F64 becomes F32)."""

@@ -91,9 +91,8 @@ class Backend(Protocol):
     def n_threads(self) -> int:
         """Threads that compute, the caller included."""
 
-    @property
-    def keeps_dense(self) -> bool:
-        """Whether `pack(dense=True)` holds float32: 4 bytes for every number of a matrix."""
+    def packed_bytes(self, ggml_type: int, rows: int, cols: int, dense: bool = False) -> int:
+        """Bytes that a matrix takes once it is packed: `Weight.nbytes` before there is a Weight."""
 
     def work_numbers(self, *, n_rows: int, n_ff: int, n_queries: int, n_heads: int, n_keys: int) -> int:
         """Float32 numbers that a forward pass of n_rows tokens holds at most beside its arrays: what a feed-forward of

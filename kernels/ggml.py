@@ -13,6 +13,8 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from mixkv.kernels.errors import GGUFError
+
 
 class WeightType(IntEnum):
     """How a tensor's weights are written. All that files may hold are named here; few models use more than three."""
@@ -69,6 +71,40 @@ BLOCK_SIZES: dict[WeightType, tuple[int, int]] = {
 """(weights, bytes) of a block of each type."""
 
 
+_FP4 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
+"""What the codes of a 4-bit float stand for, doubled: a sign, two bits of exponent, one of mantissa."""
+
+
+def _mxfp4(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(n, 17) -> (n, 32): a scale 2^(e - 127), halved for the doubled codes; columns k and k + 16 share a byte."""
+    scale = np.ldexp(np.float32(1), blocks[:, :1].astype(np.int32) - 128)
+    return scale * _FP4[np.concatenate([blocks[:, 1:] & 15, blocks[:, 1:] >> 4], axis=1)]
+
+
+def _nvfp4(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(n, 36) -> (n, 64): four scales of 16 columns, in each of which columns k and k + 8 share a byte.
+
+    A scale is a float with four bits of exponent and three of mantissa, halved; GGML ignores its sign, and NaN is 0.
+    """
+    byte = blocks[:, :4].astype(np.int32) & 127
+    exponent, mantissa = byte >> 3, (byte & 7).astype(np.float32)
+    scale = np.ldexp(np.where(exponent > 0, mantissa + 8, mantissa), np.maximum(exponent, 1) - 11)
+    scale[blocks[:, :4] == 0x7F] = 0
+    codes = blocks[:, 4:].reshape(-1, 4, 8)
+    values: NDArray[np.float32] = scale[..., None] * _FP4[np.concatenate([codes & 15, codes >> 4], axis=2)]
+    return values.reshape(-1, 64)
+
+
+def _q1_0(blocks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(n, 18) -> (n, 128): a scale d, and a bit for every column, the first one lowest: d where it is set, else -d."""
+    scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+    return scale * (2 * np.unpackbits(blocks[:, 2:], axis=1, bitorder="little").astype(np.float32) - 1)
+
+
+# what the oldest `gguf` package that we work with does not know, or none does
+_OURS = {WeightType.MXFP4: _mxfp4, WeightType.NVFP4: _nvfp4, WeightType.Q1_0: _q1_0}
+
+
 def dequantize(raw: NDArray[np.uint8], kind: WeightType) -> NDArray[np.float32]:
     """Values (rows, cols) float32 of packed rows (rows, row_bytes) uint8, C-contiguous; F32 is not copied.
 
@@ -79,8 +115,16 @@ def dequantize(raw: NDArray[np.uint8], kind: WeightType) -> NDArray[np.float32]:
             return raw.view(f"<f{BLOCK_SIZES[kind][1]}").astype(np.float32, copy=False)
         if kind == WeightType.BF16:  # the upper half of a float32
             return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+        if kind in _OURS:
+            return _OURS[kind](raw.reshape(-1, BLOCK_SIZES[kind][1])).reshape(*raw.shape[:-1], -1)
         # here, because norms are floats and the native kernels read blocks themselves: most runs never need it
         from gguf import GGMLQuantizationType, quants
 
-        values: NDArray[np.float32] = quants.dequantize(raw, GGMLQuantizationType(kind))
+        try:
+            values: NDArray[np.float32] = quants.dequantize(raw, GGMLQuantizationType(kind))
+        except (ValueError, RuntimeError):  # it does not know the number, or not how to read it
+            raise GGUFError(
+                f"the installed gguf package cannot read weights of type {kind.name}: install a newer one, or take the "
+                "native kernels"
+            ) from None
         return values

@@ -21,7 +21,10 @@ class NativeBackend(_native.Backend):
     """See contract.Backend."""
 
     name = "native"
-    keeps_dense = False
+
+    def packed_bytes(self, ggml_type: int, rows: int, cols: int, dense: bool = False) -> int:
+        """See contract.Backend: groups of rows are filled up, and some types lie wider than in the file."""
+        return _native.packed_bytes(ggml_type, rows, cols)
 
     def work_numbers(self, *, n_rows: int, n_ff: int, n_queries: int, n_heads: int, n_keys: int) -> int:
         """See contract.Backend: nothing worth counting beside a fixed amount."""

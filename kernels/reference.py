@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.kernels.errors import ConfigError
+from mixkv.kernels.ggml import BLOCK_SIZES, WeightType
 from mixkv.kernels.parts import F32, Activation, Norm
 from mixkv.kernels.reference_attention import KEY_BLOCK, attend_segment
 from mixkv.kernels.reference_layers import Head, NormFFN, NormLinear, NormQKV, Project, activate, normalise
@@ -30,12 +31,16 @@ class ReferenceBackend:
     """See contract.Backend. What it makes is in the classes above, which need nothing of it."""
 
     name, isa = "reference", "numpy"
-    keeps_dense = True
 
     def __init__(self, n_threads: int) -> None:
         if not 1 <= n_threads <= MAX_THREADS:
             raise ConfigError(f"threads must be between 1 and {MAX_THREADS}, not {n_threads}")
         self.n_threads = n_threads
+
+    def packed_bytes(self, ggml_type: int, rows: int, cols: int, dense: bool = False) -> int:
+        """See contract.Backend: the bytes of the file, or float32."""
+        block, block_bytes = BLOCK_SIZES[WeightType(ggml_type)]
+        return rows * (4 * cols if dense else cols // block * block_bytes)
 
     def work_numbers(self, *, n_rows: int, n_ff: int, n_queries: int, n_heads: int, n_keys: int) -> int:
         """See contract.Backend: scores of a piece of queries, and steps of an expression."""

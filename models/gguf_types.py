@@ -73,7 +73,8 @@ _W = WeightType
 WEIGHT_TYPES = frozenset({
     _W.F32, _W.F16, _W.BF16, _W.F64,
     _W.Q4_0, _W.Q4_1, _W.Q5_0, _W.Q5_1, _W.Q8_0,
-    _W.Q2_K, _W.Q3_K, _W.Q4_K, _W.Q5_K, _W.Q6_K, _W.IQ4_NL, _W.IQ4_XS,
+    _W.Q2_K, _W.Q3_K, _W.Q4_K, _W.Q5_K, _W.Q6_K, _W.IQ4_NL, _W.IQ4_XS, _W.MXFP4, _W.NVFP4,
+    _W.IQ3_S, _W.IQ3_XXS, _W.IQ2_S, _W.IQ2_XS, _W.IQ2_XXS, _W.IQ1_M, _W.IQ1_S, _W.TQ2_0, _W.TQ1_0, _W.Q1_0,
 })
 # fmt: on
 

@@ -156,7 +156,6 @@ def test_both_backends_offer_the_contract() -> None:
         "name",
         "isa",
         "n_threads",
-        "keeps_dense",
     }
     methods = set(re.findall(r"^([a-z]\w*)\(", text.split("```python")[2].split("```")[0], re.M))
     assert methods | {"set_hot", "set_cold"} == {m for m in vars(contract.KVStore) if not m.startswith("_")}

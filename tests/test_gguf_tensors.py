@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
-from gguf.quants import dequantize
 from gguf_tools import Packed, random_blocks, refusal, write_gguf
+from weight_tools import dense_of
 
 from mixkv.kernels.errors import GGUFError
 from mixkv.models.gguf import open_gguf
@@ -19,7 +19,7 @@ NORM = {"norm": np.arange(8, dtype=np.float32)}
 
 
 def test_simple_types_by_hand(tmp_path: Path) -> None:
-    """Values that float32 holds exactly, and one Q4_0 and one Q8_0 block worked out by hand."""
+    """Values that float32 holds exactly, and a block each of Q4_0, Q8_0 and the newest two types worked out by hand."""
     values = np.array([1.0, -2.5, 0.0, np.inf], np.float32)
     scale = np.float16(0.5).tobytes()
     tensors: dict[str, np.ndarray | Packed] = {
@@ -29,6 +29,8 @@ def test_simple_types_by_hand(tmp_path: Path) -> None:
         "bf16": Packed((4,), W.BF16, (values.view(np.uint32) >> 16).astype("<u2").tobytes()),
         "q4_0": Packed((32,), W.Q4_0, scale + bytes(range(16))),
         "q8_0": Packed((32,), W.Q8_0, scale + np.arange(-16, 16, dtype=np.int8).tobytes()),
+        "mxfp4": Packed((32,), W.MXFP4, bytes([126, *(i << 4 | 15 - i for i in range(16))])),
+        "q1_0": Packed((128,), W.Q1_0, scale + bytes([1, 0x80]) + bytes(14)),
     }
     with open_gguf(write_gguf(tmp_path / "x.gguf", {}, tensors)) as file:
         for name in ("f32", "f16", "f64", "bf16"):
@@ -38,6 +40,11 @@ def test_simple_types_by_hand(tmp_path: Path) -> None:
         q4_0 = [0.5 * (i - 8) for i in range(16)] + [0.5 * (0 - 8)] * 16
         np.testing.assert_array_equal(file.array_of("q4_0"), q4_0)
         np.testing.assert_array_equal(file.array_of("q8_0"), 0.5 * np.arange(-16, 16))
+        fp4 = [0.25 * x for x in (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)]
+        np.testing.assert_array_equal(file.array_of("mxfp4"), fp4[::-1] + fp4)
+        q1_0 = np.full(128, -0.5)
+        q1_0[[0, 15]] = 0.5
+        np.testing.assert_array_equal(file.array_of("q1_0"), q1_0)
         assert file.raw("q4_0").shape == (1, 18) and file.raw("q8_0").shape == (1, 34)
 
 
@@ -52,11 +59,10 @@ def test_every_weight_type(tmp_path: Path, ggml_type: GGMLQuantizationType) -> N
         whole = file.array_of("w")
         assert whole.shape == (2, 3, 512) and whole.dtype == np.float32
     with np.errstate(all="ignore"):
-        last = raw[5].view("<f8") if ggml_type == W.F64 else dequantize(raw[5], ggml_type)
-        np.testing.assert_array_equal(whole[1, 2], last.astype(np.float32))
+        np.testing.assert_array_equal(whole[1, 2], dense_of(raw[5:], W(ggml_type))[0])
 
 
-@pytest.mark.parametrize("ggml_type", [W.I8, W.IQ2_XXS, W.TQ1_0, W.Q8_K], ids=lambda t: t.name)
+@pytest.mark.parametrize("ggml_type", [W.I8, W.I32, W.Q8_1, W.Q8_K], ids=lambda t: t.name)
 def test_other_types_are_refused_when_used(tmp_path: Path, ggml_type: GGMLQuantizationType) -> None:
     packed = random_blocks(ggml_type, (256, 2), np.random.default_rng(0))
     with open_gguf(write_gguf(tmp_path / "x.gguf", {}, {"w": packed, **NORM})) as file:

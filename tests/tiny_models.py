@@ -15,6 +15,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 from gguf_tools import Packed, write_gguf
+from weight_tools import random_raw
 
 QKV = ("attn_q", "attn_k", "attn_v")
 FFN = ("ffn_gate", "ffn_up", "ffn_down")
@@ -100,5 +101,11 @@ class Tiny:
 
 
 def _stored(matrix: np.ndarray, kind: str) -> Packed:
+    """Types that gguf cannot quantize to get other numbers, of the same size."""
     ggml_type = GGMLQuantizationType[kind]
-    return Packed(matrix.shape[::-1], ggml_type, quantize(matrix, ggml_type).tobytes())
+    try:
+        data = quantize(matrix, ggml_type)
+    except NotImplementedError:
+        rng = np.random.default_rng(crc32(matrix.tobytes()))
+        data = random_raw(ggml_type, *matrix.shape, rng, std=float(matrix.std()))
+    return Packed(matrix.shape[::-1], ggml_type, data.tobytes())

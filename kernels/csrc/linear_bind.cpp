@@ -179,5 +179,6 @@ void bind_linear(nb::module_& m, nb::class_<PyBackend>& backend) {
         .def("debug_idots", &debug_idots, "x"_a.noconvert(), "w"_a)
         .def("debug_quantize", &debug_quantize, "x"_a.noconvert());
     m.def("weight_types", &weight_types, "(name, GGML type number) of every packed format.");
+    m.def("packed_bytes", &Weight::packed_bytes, "ggml_type"_a, "rows"_a, "cols"_a, "Bytes of a packed weight.");
 }
 }  // namespace mixkv

@@ -22,6 +22,9 @@ public:
     Weight(Backend& on, const uint8_t* raw, size_t matrix_bytes, size_t row_bytes, int count, int rows, int cols,
            int ggml_type, bool exact);
 
+    // What a weight of this size takes once it is packed. GGUFError for a type that cannot be.
+    static size_t packed_bytes(int ggml_type, int64_t rows, int64_t cols);
+
     // Row `row` as float32, bit for bit GGML's dequantization.
     void read_row(int row, float* out) const;
 

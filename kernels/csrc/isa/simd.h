@@ -6,6 +6,10 @@
 // dot<zero, j>(acc, w, x4) adds the products of quad j of a block (w) and its four activations, which stand at
 // place 4 j of the block's 32. Codes are unsigned bytes; `zero` is subtracted from them by dot_init (through the sum of
 // the activations) or in dot() itself.
+//
+// load_e8m0 and load_e4m3 read 16 scales of one byte each: 2^(e - 128), and half of a number with four bits of exponent
+// and three of mantissa. The first is a float's exponent, the two smallest denormal: max(e - 1 << 23, e + 1 << 21) is
+// its bits for every e. The second is an FP16 whose exponent has one bit less, so 2^8 too small.
 #pragma once
 
 #include <stdint.h>

@@ -120,6 +120,19 @@ MIXKV_INLINE I16 load_u8_i32(const void* p) {
     return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)u)),
             _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(u + 8)))};
 }
+MIXKV_INLINE F16 load_e8m0(const void* p) {
+    auto half = [](__m256i e) {
+        const __m256i one = _mm256_set1_epi32(1), normal = _mm256_slli_epi32(_mm256_sub_epi32(e, one), 23);
+        return _mm256_castsi256_ps(_mm256_max_epi32(normal, _mm256_slli_epi32(_mm256_add_epi32(e, one), 21)));
+    };
+    const I16 e = load_u8_i32(p);
+    return {half(e.a), half(e.b)};
+}
+MIXKV_INLINE F16 load_e4m3(const void* p) {
+    const __m256i h = _mm256_slli_epi16(_mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)p)), 7);
+    auto half = [](__m128i v) { return _mm256_mul_ps(_mm256_cvtph_ps(v), _mm256_set1_ps(128.0f)); };
+    return {half(_mm256_castsi256_si128(h)), half(_mm256_extracti128_si256(h, 1))};
+}
 MIXKV_INLINE F16 load_u8(const void* p) { return to_float(load_u8_i32(p)); }
 MIXKV_INLINE F16 load_i8(const void* p) {
     const uint8_t* u = (const uint8_t*)p;

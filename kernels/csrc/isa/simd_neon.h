@@ -105,6 +105,21 @@ MIXKV_INLINE F16 load_f16(const void* p) {
 MIXKV_INLINE F16 load_bf16(const void* p) {
     return each<F16>([&](int n) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16((const uint16_t*)p + 4 * n), 16)); });
 }
+MIXKV_INLINE F16 load_e8m0(const void* p) {
+    const uint8x16_t v = vld1q_u8((const uint8_t*)p);
+    const uint16x8_t a = vmovl_u8(vget_low_u8(v)), b = vmovl_high_u8(v);
+    auto quarter = [](uint16x4_t h) {
+        const int32x4_t e = vreinterpretq_s32_u32(vmovl_u16(h)), one = vdupq_n_s32(1);
+        return vreinterpretq_f32_s32(vmaxq_s32(vshlq_n_s32(vsubq_s32(e, one), 23), vshlq_n_s32(vaddq_s32(e, one), 21)));
+    };
+    return {{quarter(vget_low_u16(a)), quarter(vget_high_u16(a)), quarter(vget_low_u16(b)), quarter(vget_high_u16(b))}};
+}
+MIXKV_INLINE F16 load_e4m3(const void* p) {
+    const uint8x16_t v = vld1q_u8((const uint8_t*)p);
+    const uint16x8_t a = vshll_n_u8(vget_low_u8(v), 7), b = vshll_n_u8(vget_high_u8(v), 7);
+    auto quarter = [](uint16x4_t h) { return vmulq_n_f32(vcvt_f32_f16(vreinterpret_f16_u16(h)), 128.0f); };
+    return {{quarter(vget_low_u16(a)), quarter(vget_high_u16(a)), quarter(vget_low_u16(b)), quarter(vget_high_u16(b))}};
+}
 MIXKV_INLINE F16 floats_of(uint8x16_t v) {
     const uint16x8_t a = vmovl_u8(vget_low_u8(v)), b = vmovl_high_u8(v);
     return {{vcvtq_f32_u32(vmovl_u16(vget_low_u16(a))), vcvtq_f32_u32(vmovl_high_u16(a)),

@@ -1,9 +1,12 @@
-// simd.h in the vector extensions of gcc and clang, 128 bits at a time: the tier `base` of every architecture (x86-64-v2,
-// plain Armv8, whatever else). Only dot() and lookup16() know an instruction set: SSSE3, or plain C.
+// simd.h in the vector extensions of gcc and clang, 128 bits at a time: the tier `base` of every architecture
+// (x86-64-v2, plain Armv8, whatever else). Only dot() and lookup16() know an instruction set: SSSE3 both, NEON the
+// latter; else they are plain C.
 #pragma once
 
 #if defined(__SSSE3__)
 #include <tmmintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define MIXKV_EACH MIXKV_UNROLL for (int n = 0; n < 4; ++n)
@@ -86,6 +89,9 @@ MIXKV_INLINE B64 lookup16(const uint8_t* table, B64 x) {
 #if defined(__SSSE3__)
     const __m128i t = _mm_loadu_si128((const __m128i*)table);
     return each64([&](int n) { return (u8x16)_mm_shuffle_epi8(t, (__m128i)x.v[n]); });
+#elif defined(__aarch64__)
+    const uint8x16_t t = vld1q_u8(table);
+    return each64([&](int n) { return (u8x16)vqtbl1q_u8(t, (uint8x16_t)x.v[n]); });
 #else
     B64 r;
     for (int i = 0; i < 64; ++i) r.v[i / 16][i % 16] = table[x.v[i / 16][i % 16]];
@@ -157,6 +163,19 @@ MIXKV_INLINE F16 load_f16(const void* p) {
 MIXKV_INLINE F16 load_bf16(const void* p) {
     return each16([&](int n) {
         return as_float(__builtin_convertvector(load_as<u16x4>((const uint16_t*)p + 4 * n), u32x4) << 16);
+    });
+}
+MIXKV_INLINE F16 load_e8m0(const void* p) {
+    return each16([&](int n) {
+        const i32x4 e = __builtin_convertvector(load_as<u8x4>((const uint8_t*)p + 4 * n), i32x4);
+        const i32x4 normal = (i32x4)((u32x4)(e - 1) << 23), low = (e + 1) << 21, m = normal > low;
+        return (f32x4)((m & normal) | (~m & low));
+    });
+}
+MIXKV_INLINE F16 load_e4m3(const void* p) {
+    return each16([&](int n) {  // as a float32's bits: 2^120 too small
+        const u32x4 v = __builtin_convertvector(load_as<u8x4>((const uint8_t*)p + 4 * n), u32x4);
+        return as_float(v << 20) * 0x1p119f;
     });
 }
 MIXKV_INLINE F16 load_u8(const void* p) {
