@@ -50,10 +50,10 @@ def dense_of(raw: U8, kind: T) -> F32:
     """The numbers (rows, cols) of raw bytes (rows, row_bytes), by the gguf package where it knows them."""
     if kind == T.F64:
         return raw.view(np.float64).astype(np.float32)
-    if kind != T.Q1_0:
-        with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):
+        if kind != T.Q1_0:
             return dequantize(raw, kind)
-    blocks = raw.reshape(len(raw), -1, 18)
-    d = np.ascontiguousarray(blocks[:, :, :2]).view(np.float16).astype(np.float32)
-    bits = blocks[:, :, 2:, None] >> np.arange(8, dtype=np.uint8) & 1
-    return np.where(bits.reshape(*blocks.shape[:2], 128) == 1, d, -d).reshape(len(raw), -1)
+        blocks = raw.reshape(len(raw), -1, 18)
+        d = np.ascontiguousarray(blocks[:, :, :2]).view(np.float16).astype(np.float32)
+        bits = blocks[:, :, 2:, None] >> np.arange(8, dtype=np.uint8) & 1
+        return np.where(bits.reshape(*blocks.shape[:2], 128) == 1, d, -d).reshape(len(raw), -1)
