@@ -15,7 +15,7 @@ from model_tools import random_llama
 from tokenizer_vocabs import NORMAL, bpe_metadata, spm_metadata, tokenizer_of
 
 import mixkv
-from mixkv.engine.decode import Processor
+from mixkv.engine.decode import FORCED_AT_ONCE, Processor
 from mixkv.engine.grammar.constraint import Constraint
 from mixkv.engine.grammar.vocabulary import GrammarVocabulary
 from mixkv.engine.sampling import SamplingParams
@@ -136,6 +136,18 @@ def test_limits_and_stops_cut_forced_text_where_they_say(demo: mixkv.LLM) -> Non
     assert (out.text, out.stop, out.finish_reason) == ("the whole of this", " sentence", "stop")
     small = mixkv.load(None, n_threads=1, n_ctx=8)
     assert small.generate([5, 6, 7], regex="the whole of this sentence is forced").tokens == whole.tokens[:6]
+
+
+@pytest.mark.parametrize("n_batch, at_once", [(512, FORCED_AT_ONCE + 1), (4, 4), (1, 1)])
+def test_a_long_forced_text_comes_in_pieces(n_batch: int, at_once: int) -> None:
+    """A step of hundreds of tokens holds up everybody else's stream, has logits for each of them, and is more than
+    the caches have room for when `n_batch` is small."""
+    text = "It was the best of times, it was the worst of times, it was the age of wisdom. " * 3
+    llm = mixkv.load(None, n_threads=1, n_ctx=512, n_batch=n_batch, mixed_kv_cache=True, hot_window=16)
+    stream = llm.stream("Once", grammar=f"start: {json.dumps(text)}")
+    out = stream.completion()
+    assert (out.text, out.finish_reason) == (text, "stop")
+    assert (len(out.tokens) - 1) / at_once <= stream.job.steps <= 1 + len("Once") + 1.2 * len(out.tokens) / at_once
 
 
 # Ends
