@@ -69,17 +69,10 @@ class Tokenizer(ABC):
         Lone surrogates, which no UTF-8 text can hold, count as U+FFFD. What the vocabulary has no token for is left
         out, with one MixkvWarning for the text.
         """
-        ids: list[int] = []
         missing = bytearray()
+        ids = self._encode_parts(self._split(_without_surrogates(text), parse_special), True, missing)
         if add_special and self.add_bos and self.bos_id is not None:
-            ids.append(self.bos_id)
-        after_special = True
-        for part in self._split(_without_surrogates(text), parse_special):
-            if isinstance(part, int):
-                ids.append(part)
-            else:
-                ids += self._encode_plain(part, after_special, missing)
-            after_special = isinstance(part, int)
+            ids.insert(0, self.bos_id)
         if add_special and add_eos and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         if missing:
@@ -90,6 +83,23 @@ class Tokenizer(ABC):
                 MixkvWarning,
                 stacklevel=2,
             )
+        return ids
+
+    def encode_on(self, text: str) -> list[int]:
+        """Ids of text behind other text: no BOS, no space put in front, nothing in it is a control token. What the
+        vocabulary has no token for is left out."""
+        return self._encode_parts(self._split(_without_surrogates(text), False), False, bytearray())
+
+    def _encode_parts(self, parts: list[str | int], begins: bool, missing: bytearray) -> list[int]:
+        """begins: the first part begins a text, and one behind a special token does so again (`after_special`)."""
+        ids: list[int] = []
+        after_special = begins
+        for part in parts:
+            if isinstance(part, int):
+                ids.append(part)
+            else:
+                ids += self._encode_plain(part, after_special, missing)
+            after_special = begins and isinstance(part, int)
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:

@@ -62,5 +62,6 @@ void bind_layers(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_routed(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_recurrent(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend);
+void bind_mask(nb::class_<PyBackend>& backend);
 
 }  // namespace mixkv

@@ -72,4 +72,5 @@ NB_MODULE(_native, m) {
     bind_routed(m, backend);
     bind_recurrent(m, backend);
     bind_kv(m, backend);
+    bind_mask(backend);
 }
