@@ -43,6 +43,7 @@ class CallReader:
     def read(self, calls: Calls) -> Waits[None]:
         """The calls from here to their end. Wrong where they end otherwise."""
         self.kept = None
+        self._forget()
         yield from self._elements(calls.begin)
         while True:
             self._forget()
