@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,14 +108,15 @@ SEED = parameters("<parameter=%s>", "</parameter>\n")
 INVOKE = parameters('<parameter name="%s">', "</parameter>\n")
 GLM = parameters("<arg_key>%s</arg_key>\n<arg_value>", "</arg_value>\n")
 HUNYUAN = [text.replace("arg_key>", "arg_key:opensource>").replace("arg_value>", "arg_value:opensource>") for text in GLM]
-DSML = parameters('<｜DSML｜parameter name="%s" string="false">', "</｜DSML｜parameter>\n")
-DSML = tuple(
-    text.replace(f'"{key}" string="false"', f'"{key}" string="true"') for text, key in zip(DSML, ("city", "host"), strict=True)
-)  # fmt: skip
-K3 = parameters('<|open|>argument key="%s" type="x"<|sep|>', "<|close|>argument<|sep|>")
-K3 = tuple(
-    text.replace(f'"{key}" type="x"', f'"{key}" type="string"') for text, key in zip(K3, ("city", "host"), strict=True)
-)
+DSML = [
+    re.sub(r'"(city|host)" string="false"', r'"\1" string="true"', text)
+    for text in parameters('<｜DSML｜parameter name="%s" string="false">', "</｜DSML｜parameter>\n")
+]
+K3_TYPES = {"city": "string", "days": "number", "exact": "boolean", "more": "object", "host": "string"}
+K3 = [
+    re.sub(r'"(\w+)" type="x"', lambda found: f'"{found[1]}" type="{K3_TYPES[found[1]]}"', text)
+    for text in parameters('<|open|>argument key="%s" type="x"<|sep|>', "<|close|>argument<|sep|>")
+]
 M3 = "]<]minimax[>["
 GEMMA = (
     f'{{city:<|"|>{CITY}<|"|>,days:3,exact:true,more:{{a:[1,2],b:<|"|>it\'s 3<|"|>}}}}',
@@ -207,7 +209,7 @@ CASES = [
         "solar",
         "<|think|>Hm.<|end|><|begin|>assistant<|content|>So.<|end|><|begin|>assistant<|tool_calls|>"
         f"<|tool_call:begin|>x1<|tool_call:name|>get_weather<|tool_call:args|>{J_WEATHER}<|tool_call:end|>"
-        f"<|tool_call:begin|>x2<|tool_call:name|>ping<|tool_call:args|>{J_PING}<|tool_call:end|>",
+        f"<|tool_call:begin|>x2<|tool_call:name|>ping<|tool_call:args|>{J_PING}<|tool_call:end|><|calls|>",
         "So.",
         "Hm.",
         ids=("x1", "x2"),

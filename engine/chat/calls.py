@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mixkv.engine.chat.patterns import (
-    NAME, SPACES, WORD, Arguments, CallObject, Calls, Element, Identity, Keywords, Maybe, Parameters, Pattern,
+    DIGITS, NAME, SPACES, WORD, Arguments, CallObject, Calls, Element, Identity, Keywords, Maybe, OneOf, Parameters,
+    Pattern,
 )  # fmt: skip
 from mixkv.engine.chat.schemas import functions, properties
 from mixkv.engine.chat.source import Source, Waits, Wrong
@@ -16,8 +17,8 @@ from mixkv.engine.chat.values import JSON, ValueReader, escaped, to_json
 
 MAX_KEY = 256
 """Characters of a parameter's name or a call's id; more is text that goes on."""
-SAID_STRING = ("string", "true")
-"""What formats say of a parameter that is a string: its type, or that it is one."""
+SAID = {"string": True, "true": True} | dict.fromkeys(("false", "number", "integer", "boolean", "object", "array", "null"), False)
+"""What formats say of a parameter, its type or whether it is a string, and whether it is one."""
 MEANS_NOTHING = ("type", "id", "index")
 """Keys that models write into calls beside those they should."""
 
@@ -92,9 +93,19 @@ class CallReader:
             yield from source.spaces()
         elif element is NAME:
             yield from self._read_name()
-        elif element is WORD:
-            while (character := (yield from source.peek())).isalnum() or (character and character in "_-."):
+        elif element is WORD or element is DIGITS:
+            start = source.pos
+            while character := (yield from source.peek()):
+                if not (character.isascii() and (character.isdigit() or (element is WORD and is_of_word(character)))):
+                    break
                 source.pos += 1
+            if source.pos == start:
+                raise Wrong
+        elif isinstance(element, OneOf):
+            for text in element.texts:
+                if (yield from source.skip(text)):
+                    return
+            raise Wrong
         elif isinstance(element, Maybe):
             yield from self._attempt(element.pattern)
         elif isinstance(element, Identity):
@@ -153,6 +164,8 @@ class CallReader:
                 key = yield from self._until(form.typed)
                 yield from source.expect(form.typed)
                 said = yield from self._until(form.stop)
+                if said not in SAID:
+                    raise Wrong
             else:
                 key = yield from self._until(form.stop)
             yield from self._elements(form.mid)
@@ -160,7 +173,7 @@ class CallReader:
             before = ", "
             allowed = allowed_types(known.get(key), root)
             if said is not None:
-                allowed = STRING if said in SAID_STRING else allowed - STRING or frozenset([said])
+                allowed = STRING if SAID[said] else allowed - STRING or frozenset([said])
             closes = [close.replace("{key}", key) for close in form.close]
             if allowed == STRING:
                 self._emit('"')
@@ -230,7 +243,7 @@ class CallReader:
             elif key == form.name:
                 self._called(json.loads((yield from self._text())))
             elif key == form.id and not self._begun:
-                self._id = (yield from self._held()).strip('"') or None
+                self._id = str(json.loads((yield from self._held()))) or None
             elif key in MEANS_NOTHING or key == form.id:
                 yield from self._held()
             else:
@@ -261,3 +274,7 @@ class CallReader:
         if not text.startswith("{"):
             raise Wrong
         return text
+
+
+def is_of_word(character: str) -> bool:
+    return character.isalnum() or character in "_-."

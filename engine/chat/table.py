@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mixkv.engine.chat.patterns import (
-    NAME, SPACES, WORD, Arguments, CallObject, Calls, Identity, Keywords, Maybe, Parameters, Pattern,
+    DIGITS, NAME, SPACES, WORD, Arguments, CallObject, Calls, Identity, Keywords, Maybe, OneOf, Parameters, Pattern,
 )  # fmt: skip
 from mixkv.engine.chat.values import GEMMA
 
@@ -15,7 +15,8 @@ Tags = tuple[str, str]
 @dataclass(frozen=True)
 class Row:
     """A line of the table. marks: sets of texts, all of one of which stand in a template of this format; calls: what
-    the model is trained to write first, then what else is understood; thinking: where the format has its own."""
+    the model is trained to write first, then what else is understood; thinking: where the format has its own; silent,
+    leads, again: as ReplyFormat has them."""
 
     name: str
     marks: tuple[tuple[str, ...], ...]
@@ -23,6 +24,7 @@ class Row:
     thinking: Tags | None = None
     silent: tuple[str, ...] = ()
     leads: tuple[str, ...] = ()
+    again: str = ""
 
 
 THINKING: tuple[Tags, ...] = (
@@ -39,7 +41,9 @@ THINKING: tuple[Tags, ...] = (
 
 OBJECT = CallObject()
 STRICT = CallObject(lenient=False)
-COHERE = CallObject("tool_name", ("parameters",), "tool_call_id", lenient=False)
+LLAMA = CallObject(arguments=("parameters", "arguments"), lenient=False)
+COMMAND_R = CallObject("tool_name", ("parameters",), lenient=False)
+COHERE = CallObject("tool_name", ("parameters",), "tool_call_id", early_id=True, lenient=False)
 
 
 def _in(begin: str, call: Pattern, end: str, between: Pattern = (SPACES,)) -> Calls:
@@ -76,13 +80,17 @@ def _keys(suffix: str = "", before: Pattern = ()) -> Pattern:
 
 DEEPSEEK_CALLS = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 DEEPSEEK_CALL, DEEPSEEK_NEXT, DEEPSEEK_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", (SPACES, "<｜tool▁call▁end｜>")
-FENCED = (WORD, DEEPSEEK_NEXT, NAME, SPACES, "```json", SPACES, Arguments(), SPACES, "```", *DEEPSEEK_END)
+FENCED = ("function", DEEPSEEK_NEXT, NAME, SPACES, "```json", SPACES, Arguments(), SPACES, "```", *DEEPSEEK_END)
 PLAIN = (NAME, DEEPSEEK_NEXT, Arguments(), *DEEPSEEK_END)
 DEEPSEEK_R1 = _in(DEEPSEEK_CALLS[0], (DEEPSEEK_CALL, *FENCED), DEEPSEEK_CALLS[1])
 DEEPSEEK_V3 = _in(DEEPSEEK_CALLS[0], (DEEPSEEK_CALL, *PLAIN), DEEPSEEK_CALLS[1])
-HARMONY_BODY = (SPACES, Maybe(("<|constrain|>",)), WORD, SPACES, "<|message|>", Arguments(), Maybe(("<|call|>",)))
+HARMONY_CHANNEL = OneOf(("commentary", "analysis"))
+HARMONY_BODY = (
+    SPACES, Maybe(("<|constrain|>",)), OneOf(("json", "code", "")), SPACES, "<|message|>", Arguments(),
+    Maybe(("<|call|>",)),
+)
 HARMONY_TO = (" to=", Maybe(("functions.",)), NAME)
-KIMI_ID = Identity((Maybe(("functions.",)), NAME, ":", WORD))
+KIMI_ID = Identity((Maybe(("functions.",)), NAME, ":", DIGITS))
 KIMI_CALL = ("<|tool_call_begin|>", SPACES, KIMI_ID, SPACES, "<|tool_call_argument_begin|>", Arguments(), SPACES)
 K3_PARAMETERS = Parameters(
     '<|open|>argument key="', ('"<|sep|>',), ("<|close|>argument<|sep|>",), "<|close|>call<|sep|>", '" type="'
@@ -103,14 +111,15 @@ TABLE: tuple[Row, ...] = (
         "harmony",
         (("<|channel|>", "<|message|>", "functions."),),
         (
-            Calls((), ("<|channel|>", WORD, *HARMONY_TO, *HARMONY_BODY)),
-            Calls((), (*HARMONY_TO, SPACES, "<|channel|>", WORD, *HARMONY_BODY)),
+            Calls((), ("<|channel|>", HARMONY_CHANNEL, *HARMONY_TO, *HARMONY_BODY)),
+            Calls((), (*HARMONY_TO, SPACES, "<|channel|>", HARMONY_CHANNEL, *HARMONY_BODY)),
         ),
         ("<|channel|>analysis<|message|>", "<|end|>"),
         (
             "<|start|>assistant", "<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>",
             "<|channel|>commentary<|message|>", "<|end|>", "<|return|>",
         ),
+        again="<|start|>assistant",
     ),
     Row(
         "muse",
@@ -121,6 +130,7 @@ TABLE: tuple[Row, ...] = (
         ),
         (" to=self<|message|>", "<|eom|>"),
         ("<|start|>assistant", " to=user<|message|>", "<|eom|>", "<|eot|>"),
+        again="<|start|>assistant",
     ),
     Row(
         "kimi-k3",
@@ -128,7 +138,7 @@ TABLE: tuple[Row, ...] = (
         (
             _in(
                 "<|open|>tools<|sep|>",
-                ('<|open|>call tool="', NAME, '" index="', WORD, '"<|sep|>', K3_PARAMETERS),
+                ('<|open|>call tool="', NAME, '" index="', DIGITS, '"<|sep|>', K3_PARAMETERS),
                 "<|close|>tools<|sep|>",
             ),
         ),
@@ -141,6 +151,7 @@ TABLE: tuple[Row, ...] = (
         (_in("<|tool_calls|>", (*SOLAR, SPACES, "<|tool_call:end|>"), "<|calls|>"),),
         ("<|think|>", "<|end|>"),
         ("<|begin|>assistant", "<|content|>", "<|end|>"),
+        again="<|begin|>assistant",
     ),
     Row("gemma", (("<|tool_call>",),), (_in("<|tool_call>", ("call:", NAME, Arguments(GEMMA)), "<tool_call|>"),)),
     Row(
@@ -173,7 +184,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "command-r",
         (('"tool_name"', "Action:"),),
-        (_list(("Action:", SPACES, "```json"), (SPACES, "```"), COHERE),),
+        (_list(("Action:", SPACES, "```json"), (SPACES, "```"), COMMAND_R),),
     ),
     Row(
         "apertus",
@@ -265,9 +276,9 @@ TABLE: tuple[Row, ...] = (
         "llama",
         (('"parameters":', "<|python_tag|>"), ('{"name": ', '"parameters": ', "<|eot_id|>")),
         (
-            Calls((), (STRICT,), first=True),
-            Calls((";", SPACES), (STRICT,), first=True),
-            Calls(("<|python_tag|>",), (SPACES, STRICT)),
+            Calls((), (LLAMA,), first=True),
+            Calls((";", SPACES), (LLAMA,), first=True),
+            Calls(("<|python_tag|>",), (SPACES, LLAMA)),
             Calls(("<|python_tag|>",), (SPACES, NAME, ".call(", Keywords())),
         ),
     ),
