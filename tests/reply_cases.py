@@ -1,5 +1,7 @@
 """Replies of every format, written as the models' templates write them, and what they say."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import json
@@ -107,7 +109,9 @@ CODER = parameters("<parameter=%s>\n", "\n</parameter>\n")
 SEED = parameters("<parameter=%s>", "</parameter>\n")
 INVOKE = parameters('<parameter name="%s">', "</parameter>\n")
 GLM = parameters("<arg_key>%s</arg_key>\n<arg_value>", "</arg_value>\n")
-HUNYUAN = [text.replace("arg_key>", "arg_key:opensource>").replace("arg_value>", "arg_value:opensource>") for text in GLM]
+HUNYUAN = [
+    text.replace("arg_key>", "arg_key:opensource>").replace("arg_value>", "arg_value:opensource>") for text in GLM
+]
 DSML = [
     re.sub(r'"(city|host)" string="false"', r'"\1" string="true"', text)
     for text in parameters('<｜DSML｜parameter name="%s" string="false">', "</｜DSML｜parameter>\n")
@@ -152,7 +156,12 @@ CASES = [
         f"[TOOL_CALLS]get_weather[CALL_ID]abcdefgh1[ARGS]{J_WEATHER}[TOOL_CALLS]ping[CALL_ID]abcdefgh2[ARGS]{J_PING}",
         ids=("abcdefgh1", "abcdefgh2"),
     ),
-    Case("mistral", f"So:[TOOL_CALLS]get_weather[ARGS]{J_WEATHER}[TOOL_CALLS]ping[ARGS]{J_PING}", "So:", name="mistral-plain"),
+    Case(
+        "mistral",
+        f"So:[TOOL_CALLS]get_weather[ARGS]{J_WEATHER}[TOOL_CALLS]ping[ARGS]{J_PING}",
+        "So:",
+        name="mistral-plain",
+    ),
     Case(
         "mistral-list",
         f'[TOOL_CALLS][{OBJECTS[0][:-1]}, "id": "abcdefgh1"}}, {OBJECTS[1][:-1]}, "id": "abcdefgh2"}}]',
@@ -247,7 +256,9 @@ CASES = [
     Case("command-r", f"Plan: ask.\nAction:\n```json\n[\n    {COHERE[0]},\n    {COHERE[1]}\n]```\n", "Plan: ask."),
     Case("apertus", f'<|tools_prefix|>[{{"get_weather": {J_WEATHER}}}, {{"ping": {J_PING}}}]<|tools_suffix|>'),
     Case("gigachat", f"<|function_call|>{OBJECTS[0]}", calls=BOTH[:1]),
-    Case("gigachat-role", f"I look.<|message_sep|>\n\nfunction call<|role_sep|>\n{OBJECTS[1]}", "I look.", calls=BOTH[1:]),
+    Case(
+        "gigachat-role", f"I look.<|message_sep|>\n\nfunction call<|role_sep|>\n{OBJECTS[1]}", "I look.", calls=BOTH[1:]
+    ),
     Case(
         "minimax-m3",
         f'{M3}<tool_call>\n{M3}<invoke name="get_weather">{M3}<city>{CITY}{M3}</city>{M3}<days>3{M3}</days>'
@@ -280,7 +291,13 @@ CASES = [
     Case("functionary", f"<function=get_weather>{J_WEATHER}</function><function=ping>{J_PING}</function>"),
     Case("functionary-v3.2", f"all\nSo.>>>get_weather\n{J_WEATHER}>>>ping\n{J_PING}", "So."),
     Case("functionary-v3.2", f"get_weather\n{J_WEATHER}", calls=BOTH[:1], name="functionary-v3.2-call"),
-    Case("functionary-v3.2", "all\nAll are\nall\n>>> ...", "All are\nall\n>>> ...", calls=(), name="functionary-v3.2-text"),
+    Case(
+        "functionary-v3.2",
+        "all\nAll are\nall\n>>> ...",
+        "All are\nall\n>>> ...",
+        calls=(),
+        name="functionary-v3.2-text",
+    ),
     Case("granite", f"<|tool_call|>{LIST}"),
     Case("granite", "<think>Hm.</think><response>Yes.</response>", "Yes.", "Hm.", (), name="granite-response"),
     Case("nemotron", f"<TOOLCALL>{LIST}</TOOLCALL>"),

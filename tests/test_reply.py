@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reply_cases import BOTH, CASES, J_PING, J_WEATHER, OBJECTS, PING, TOOLS, Case, format_named, parse
+from reply_cases import CASES, Case, format_named, parse
 
 from mixkv.engine.chat.formats import ReplyFormat
 from mixkv.engine.chat.reply import ChatDelta, ChatMessage, ToolCall
@@ -77,4 +76,6 @@ def test_a_reply_cut_short_anywhere_and_cut_up_is_the_same(case: Case, data: st.
     message, deltas = parse(format, cut(text, borders), thinking_open=case.thinking_open, finish_reason="length")
     assert message == whole == joined(deltas)
     assert deltas[-1].finish_reason == "length"
-    assert [(c.name, json.loads(c.arguments)) for c in message.tool_calls[:-1]] == list(case.calls[: len(message.tool_calls)][:-1])
+    assert [(c.name, json.loads(c.arguments)) for c in message.tool_calls[:-1]] == list(
+        case.calls[: len(message.tool_calls)][:-1]
+    )

@@ -1,5 +1,7 @@
 """Grammars that force calls: what a format's model writes is allowed, what is no call of the tools is not."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import json
@@ -119,7 +121,10 @@ def test_what_a_function_needs_is_not_left_out(case: Case) -> None:
         {"type": "object"},
         {"type": "object", "properties": {}},
         {"type": "object", "properties": {"a": {}}},
-        {"type": "object", "properties": {"a": {"type": ["string", "null"]}, "b": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}},
+        {
+            "type": "object",
+            "properties": {"a": {"type": ["string", "null"]}, "b": {"anyOf": [{"type": "integer"}, {"type": "null"}]}},
+        },
         {"type": "object", "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"enum": ["x", 1, None]}}},
         {"properties": {"a": {"type": "array", "items": {"type": "object", "properties": {"b": {"const": 3}}}}}},
         {"properties": {"a": {"type": "array"}, "b c": {"type": "object"}, 'q"q': {"type": "number"}}},

@@ -6,10 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mixkv.engine.chat import patterns as p
 from mixkv.engine.chat.grammar_values import ANY_TEXT, Rules, json_value, keywords, literal_value
-from mixkv.engine.chat.patterns import (
-    DIGITS, NAME, SPACES, WORD, Arguments, CallObject, Element, Identity, Keywords, Maybe, OneOf, Parameters, Pattern,
-)  # fmt: skip
 from mixkv.engine.chat.schemas import Schema, functions, properties, required, resolved
 from mixkv.engine.chat.typed import ITEM, allowed_types
 from mixkv.engine.chat.values import JSON
@@ -18,7 +16,7 @@ from mixkv.kernels.errors import ConfigError
 if TYPE_CHECKING:
     from mixkv.engine.chat.formats import ReplyFormat
 
-MARKS = {SPACES: r"/[ \n]{0,9}/", WORD: "/[a-zA-Z0-9_.-]{1,64}/", DIGITS: "/[0-9]{1,4}/"}
+MARKS = {p.SPACES: r"/[ \n]{0,9}/", p.WORD: "/[a-zA-Z0-9_.-]{1,64}/", p.DIGITS: "/[0-9]{1,4}/"}
 
 
 def tool_grammar(
@@ -39,7 +37,7 @@ def tool_grammar(
     wanted = {name: schema for name, schema in known.items() if named in (None, name)}
     call = rules.add(" | ".join(_pattern(rules, form.call, name, schema) for name, schema in wanted.items()))
     begin, end, between = (_pattern(rules, part, "", {}) for part in (form.begin, form.end, form.between))
-    spaces = "" if form.first or form.literal[:1].isspace() else MARKS[SPACES]
+    spaces = "" if form.first or form.literal[:1].isspace() else MARKS[p.SPACES]
     if named is not None or form.first:
         calls = f"{begin} {call} {end}"
     elif form.begin and form.end:
@@ -50,47 +48,47 @@ def tool_grammar(
     return "\n".join(["%llguidance {}", f"start: {again} {spaces} {calls}", *rules.lines, ""])
 
 
-def _pattern(rules: Rules, pattern: Pattern, name: str, schema: Schema) -> str:
+def _pattern(rules: Rules, pattern: p.Pattern, name: str, schema: Schema) -> str:
     """A pattern as part of a rule; what it says of the function is said of this one."""
     return " ".join(_element(rules, element, name, schema) for element in pattern)
 
 
-def _element(rules: Rules, element: Element, name: str, schema: Schema) -> str:
+def _element(rules: Rules, element: p.Element, name: str, schema: Schema) -> str:
     if isinstance(element, str):
         return rules.literal(element)
-    if isinstance(element, Maybe):
+    if isinstance(element, p.Maybe):
         return f"({_pattern(rules, element.pattern, name, schema)})?"
-    if isinstance(element, OneOf):
+    if isinstance(element, p.OneOf):
         texts = " | ".join(rules.literal(text) for text in element.texts if text)
         return f"({texts})" + "?" * ("" in element.texts)
-    if isinstance(element, Identity):
+    if isinstance(element, p.Identity):
         return _pattern(rules, element.pattern, name, schema)
-    if isinstance(element, Arguments):
+    if isinstance(element, p.Arguments):
         if element.dialect == JSON:
             return json_value(schema, schema, of="object")
         return literal_value(rules, element.dialect, schema, schema, of="object")
-    if isinstance(element, Keywords):
+    if isinstance(element, p.Keywords):
         return keywords(rules, element, schema)
-    if isinstance(element, Parameters):
+    if isinstance(element, p.Parameters):
         return _parameters(rules, element, schema)
-    if isinstance(element, CallObject):
+    if isinstance(element, p.CallObject):
         return _object(rules, element, name, schema)
-    return rules.literal(name) if element is NAME else MARKS[element]
+    return rules.literal(name) if element is p.NAME else MARKS[element]
 
 
-def _object(rules: Rules, form: CallObject, name: str, schema: Schema) -> str:
+def _object(rules: Rules, form: p.CallObject, name: str, schema: Schema) -> str:
     quoted = json.dumps(name, ensure_ascii=False)
     named = f'"{form.name}": {quoted}, "{form.arguments[0]}": '
     if form.keyed:
         head = rules.literal(f"{{{quoted}: ")
     elif form.early_id:
-        head = " ".join([rules.literal(f'{{"{form.id}": "'), MARKS[DIGITS], rules.literal('", ' + named)])
+        head = " ".join([rules.literal(f'{{"{form.id}": "'), MARKS[p.DIGITS], rules.literal('", ' + named)])
     else:
         head = rules.literal("{" + named)
     return f'{head} {json_value(schema, schema, of="object")} "}}"'
 
 
-def _parameters(rules: Rules, form: Parameters, root: Schema) -> str:
+def _parameters(rules: Rules, form: p.Parameters, root: Schema) -> str:
     known = properties(root, root)
     parts = [
         part if key in required(root, root) else f"({part})?"
@@ -98,12 +96,12 @@ def _parameters(rules: Rules, form: Parameters, root: Schema) -> str:
         for part in [_parameter(rules, form, rules.literal(form.open + key), key, schema, root)]
     ]
     if not known:
-        any_key = f"{rules.literal(form.open)} {MARKS[WORD]}"
+        any_key = f"{rules.literal(form.open)} {MARKS[p.WORD]}"
         parts = [f"({_parameter(rules, form, any_key, '', {}, root)})*"]
-    return f"{MARKS[SPACES]} {' '.join(parts)} {rules.literal(form.last)}"
+    return f"{MARKS[p.SPACES]} {' '.join(parts)} {rules.literal(form.last)}"
 
 
-def _parameter(rules: Rules, form: Parameters, opened: str, key: str, schema: Any, root: Schema) -> str:
+def _parameter(rules: Rules, form: p.Parameters, opened: str, key: str, schema: Any, root: Schema) -> str:
     """One parameter, with the spaces after it. opened: its beginning, with the key."""
     allowed = allowed_types(schema, root)
     newline = "\n" if form.trimmed else ""
@@ -124,7 +122,7 @@ def _parameter(rules: Rules, form: Parameters, opened: str, key: str, schema: An
             word = "true" if word == "string" else "false"
         said = rules.literal(form.typed + word)
     mid = _pattern(rules, form.mid, "", {})
-    return f"{opened} {said} {mid} {rules.literal(newline)} {value} {MARKS[SPACES]}"
+    return f"{opened} {said} {mid} {rules.literal(newline)} {value} {MARKS[p.SPACES]}"
 
 
 def _nested(rules: Rules, mark: str, schema: Any, root: Schema, depth: int = 0) -> str:
@@ -140,7 +138,9 @@ def _nested(rules: Rules, mark: str, schema: Any, root: Schema, depth: int = 0) 
         return f"{opened} {_nested(rules, mark, inner, root, depth + 1)} {rules.literal(close)}"
 
     if depth > 8:
-        raise ConfigError("a tool's schema is too deep, or refers to itself: a call of it cannot be forced in this format")
+        raise ConfigError(
+            "a tool's schema is too deep, or refers to itself: a call of it cannot be forced in this format"
+        )
     if not known:
         return f"({tag(ITEM, items)})*"
     needed = required(schema, root)

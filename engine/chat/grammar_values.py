@@ -71,7 +71,10 @@ def keywords(rules: Rules, form: Keywords, root: Schema) -> str:
     if not known:
         pair = f'{ANY_NAME} "=" {_any(rules, form.dialect)}'
         return f'({pair} (", " {pair})*)? {rules.literal(form.end)}'
-    values = {key: f'{rules.literal(key + "=")} {literal_value(rules, form.dialect, inner, root)}' for key, inner in known.items()}
+    values = {
+        key: f"{rules.literal(key + '=')} {literal_value(rules, form.dialect, inner, root)}"
+        for key, inner in known.items()
+    }
     return f"{_listed(rules, values, required(root, root), ', ')} {rules.literal(form.end)}"
 
 
@@ -81,7 +84,9 @@ def literal_value(
     """A value in a language's literals. Of the schema, types, properties, what is required, enums and items are held."""
     schema = resolved(schema, root)
     if depth > MAX_DEPTH:
-        raise ConfigError("a tool's schema is too deep, or refers to itself: a call of it cannot be forced in this format")
+        raise ConfigError(
+            "a tool's schema is too deep, or refers to itself: a call of it cannot be forced in this format"
+        )
     options = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if isinstance(options, list):
         return rules.either(text for option in options for text in _written(dialect, option))

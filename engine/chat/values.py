@@ -151,9 +151,9 @@ class ValueReader:
         text = yield from self._match(WORD)
         if text in self.dialect.words:
             self.emit(self.dialect.words[text])
-        elif NUMBER.fullmatch(text):
-            self.emit(text)
-        elif self._ended() and (NUMBER_BEGUN.fullmatch(text) or any(w.startswith(text) for w in self.dialect.words)):
+        elif NUMBER.fullmatch(text) or (
+            self._ended() and (NUMBER_BEGUN.fullmatch(text) or any(w.startswith(text) for w in self.dialect.words))
+        ):
             self.emit(text)
         else:
             self.source.pos -= len(text)
