@@ -6,85 +6,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any
 
-from mixkv.engine.chat.formats import ReplyFormat
-from mixkv.engine.chat.parser import ReplyParser
-from mixkv.engine.chat.reply import ChatDelta, ChatMessage
-from mixkv.engine.chat.table import TABLE
+from reply_tools import BOTH, CITY, PING, WEATHER, Case
 
-TOOLS: list[dict[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "The weather of a place",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "city": {"type": "string", "description": "Where"},
-                    "days": {"type": "integer", "description": "How many"},
-                    "exact": {"type": "boolean", "description": "Whether"},
-                    "more": {
-                        "type": "object",
-                        "description": "What else",
-                        "properties": {"a": {"type": "array", "items": {"type": "integer"}}, "b": {"type": "string"}},
-                    },
-                },
-                "required": ["city"],
-            },
-        },
-    },
-    {
-        "type": "function",
-        "function": {
-            "name": "ping",
-            "description": "Whether a host answers",
-            "parameters": {
-                "type": "object",
-                "properties": {"host": {"type": "string", "description": "Which"}},
-                "required": ["host"],
-            },
-        },
-    },
-]
-CITY = 'Zürich "☂"\n</a> \\ </tool_calls>'
-"""A value with all that could be taken for something else."""
-WEATHER = {"city": CITY, "days": 3, "exact": True, "more": {"a": [1, 2], "b": "it's 3"}}
-PING = {"host": "a.b"}
-BOTH = (("get_weather", WEATHER), ("ping", PING))
 J_WEATHER, J_PING = json.dumps(WEATHER, ensure_ascii=False), json.dumps(PING)
 MORE = json.dumps(WEATHER["more"])
-
-
-@dataclass(frozen=True)
-class Case:
-    """A reply in a format. calls: names and arguments; ids: those that the format carries."""
-
-    format: str
-    text: str
-    content: str | None = None
-    reasoning: str | None = None
-    calls: tuple[tuple[str, dict[str, Any]], ...] = BOTH
-    ids: tuple[str, ...] = ()
-    thinking_open: bool = False
-    tag: str = "<think>"
-    name: str = ""
-
-    @property
-    def reply_format(self) -> ReplyFormat:
-        """The format, with the thoughts whose tag the template shows."""
-        return format_named(self.format, self.tag)
-
-    def __str__(self) -> str:
-        return self.name or self.format
-
-
-def format_named(name: str, tag: str = "<think>") -> ReplyFormat:
-    """A line of the table, with the thoughts that the tag begins where it has none of its own."""
-    row = next(row for row in TABLE if row.name == name)
-    return ReplyFormat.of_template(" ".join(row.marks[0]) + tag)
 
 
 def objects(name: str = "name", arguments: str = "arguments") -> tuple[str, str]:
@@ -133,7 +59,8 @@ FENCE = "function<｜tool▁sep｜>%s\n```json\n%s\n```"
 CASES = [
     Case(
         "hermes",
-        f"<think>\nHm.\n</think>\n\nLet me see.\n<tool_call>\n{OBJECTS[0]}\n</tool_call>\n<tool_call>\n{OBJECTS[1]}\n</tool_call>",
+        "<think>\nHm.\n</think>\n\nLet me see.\n"
+        f"<tool_call>\n{OBJECTS[0]}\n</tool_call>\n<tool_call>\n{OBJECTS[1]}\n</tool_call>",
         "Let me see.",
         "Hm.",
     ),
@@ -183,8 +110,8 @@ CASES = [
     Case(
         "harmony",
         "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
-        f"<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{J_WEATHER}<|call|>"
-        f"<|start|>assistant to=functions.ping<|channel|>commentary json<|message|>{J_PING}",
+        "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+        f"{J_WEATHER}<|call|><|start|>assistant to=functions.ping<|channel|>commentary json<|message|>{J_PING}",
         "I look.",
         "Hm.",
     ),
@@ -200,8 +127,8 @@ CASES = [
         "muse",
         " to=self<|message|>Hm.<|eom|><|start|>assistant to=get_weather<|message|><atem:function_calls>\n"
         f'<atem:invoke name="get_weather">\n{MUSE[0]}</atem:invoke>\n</atem:function_calls><|eom|>'
-        f'<|start|>assistant to=ping<|message|><atem:function_calls>\n<atem:invoke name="ping">\n{MUSE[1]}</atem:invoke>\n'
-        "</atem:function_calls>",
+        "<|start|>assistant to=ping<|message|><atem:function_calls>\n"
+        f'<atem:invoke name="ping">\n{MUSE[1]}</atem:invoke>\n</atem:function_calls>',
         None,
         "Hm.",
     ),
@@ -209,7 +136,8 @@ CASES = [
         "kimi-k3",
         "Hm.<|close|>think<|sep|><|open|>response<|sep|>So.<|close|>response<|sep|><|open|>tools<|sep|>"
         f'<|open|>call tool="get_weather" index="1"<|sep|>{K3[0]}<|close|>call<|sep|>'
-        f'<|open|>call tool="ping" index="2"<|sep|>{K3[1]}<|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>',
+        f'<|open|>call tool="ping" index="2"<|sep|>{K3[1]}<|close|>call<|sep|>'
+        "<|close|>tools<|sep|><|close|>message<|sep|>",
         "So.",
         "Hm.",
         thinking_open=True,
@@ -268,8 +196,8 @@ CASES = [
     ),
     Case(
         "minimax",
-        f'<minimax:tool_call>\n<invoke name="get_weather">\n{INVOKE[0]}</invoke>\n<invoke name="ping">\n{INVOKE[1]}</invoke>\n'
-        "</minimax:tool_call>",
+        f'<minimax:tool_call>\n<invoke name="get_weather">\n{INVOKE[0]}</invoke>\n'
+        f'<invoke name="ping">\n{INVOKE[1]}</invoke>\n</minimax:tool_call>',
     ),
     Case(
         "seed",
@@ -305,18 +233,3 @@ CASES = [
     Case("minimax-m1", f"<tool_calls>\n{OBJECTS[0]}\n{OBJECTS[1]}\n</tool_calls>"),
     Case("firefunction", f"Yes. functools{LIST}", "Yes."),
 ]
-
-
-def parse(
-    format: ReplyFormat,
-    pieces: list[str],
-    tools: list[dict[str, Any]] | None = TOOLS,
-    *,
-    thinking_open: bool = False,
-    finish_reason: str = "stop",
-) -> tuple[ChatMessage, list[ChatDelta]]:
-    """The message and the deltas of a reply that comes in pieces."""
-    parser = ReplyParser(format, tools=tools, thinking_open=thinking_open)
-    deltas = [parser.feed(piece) for piece in pieces]
-    deltas.append(parser.finish(finish_reason))
-    return parser.message(), deltas

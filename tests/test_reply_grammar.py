@@ -9,7 +9,8 @@ import re
 from typing import Any
 
 import pytest
-from reply_cases import CASES, TOOLS, WEATHER, Case, format_named
+from reply_cases import CASES
+from reply_tools import TOOLS, WEATHER, Case, format_named
 
 from mixkv.engine.chat.formats import ReplyFormat
 from mixkv.engine.chat.table import TABLE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,7 +9,7 @@ from mixkv.engine.chat import patterns as p
 from mixkv.engine.chat.parameters import ParameterReader
 from mixkv.engine.chat.schemas import functions
 from mixkv.engine.chat.source import Source, Waits, Wrong
-from mixkv.engine.chat.values import JSON, ValueReader, to_json
+from mixkv.engine.chat.values import JSON, ValueReader, loaded, to_json
 
 MEANS_NOTHING = ("type", "id", "index")
 """Keys that models write into calls beside those they should."""
@@ -146,7 +145,7 @@ class CallReader:
                 yield from source.expect(",")
                 yield from source.spaces()
             first = False
-            key = json.loads((yield from self._text()))
+            key = loaded((yield from self._text()))
             yield from source.spaces()
             yield from source.expect(":")
             yield from source.spaces()
@@ -160,9 +159,9 @@ class CallReader:
                 if self._name is not None and not form.late_id:
                     self._emit(held)
             elif key == form.name:
-                self._called(json.loads((yield from self._text())))
+                self._called(loaded((yield from self._text())))
             elif key == form.id and not self._begun:
-                self._id = str(json.loads((yield from self._held()))) or None
+                self._id = str(loaded((yield from self._held()))) or None
             elif key in MEANS_NOTHING or key == form.id:
                 yield from self._held()
             else:
@@ -187,7 +186,7 @@ class CallReader:
         """An object; one written within a string is read, too, and null is none."""
         text = yield from self._held()
         if text.startswith('"'):
-            text = to_json(json.loads(text), JSON) or ""
+            text = to_json(loaded(text), JSON) or ""
         if text == "null":
             text = "{}"
         if not text.startswith("{"):

@@ -16,8 +16,8 @@ class ReplyFormat:
 
     name: of the format of calls, "plain" where the template shows none; thinking: what opens and closes thoughts, None
     where there are none; calls: the ways in which calls are written, what the template shows first; silent: tags that
-    say nothing, around a text; leads: the same, where they are plain words that mean it at a reply's beginning alone; again: what a model writes between its
-    thoughts and what follows them.
+    say nothing, around a text; leads: the same, where they are plain words that mean it at a reply's beginning alone;
+    again: what a model writes between its thoughts and what follows them.
     """
 
     name: str = "plain"
@@ -42,7 +42,7 @@ class ReplyFormat:
         """A Lark grammar of llguidance's that holds what follows a prompt, or the thoughts after it, to calls of tools.
 
         choice: "required" (one call or more), or {"type": "function", "function": {"name": ...}} (one call of it).
-        specials: the tokenizer's special tokens; where a tag is one of them, it is that token that the grammar asks for.
+        specials: the tokenizer's special tokens; where a tag is one of them, the grammar asks for that token.
         Arguments follow the tool's schema; in formats where they are no JSON, its names, types, enums and what is
         required, not lengths or patterns of strings. ConfigError where the format has no calls, or the choice is none.
         """

@@ -57,7 +57,7 @@ class Rules:
 
 
 def json_value(schema: Any, root: Schema, of: str | None = None) -> str:
-    """A value by its schema, with the definitions that stand in the root. of: its type, where the schema does not say."""
+    """A value by its schema, with the definitions that stand in the root. of: its type, where the schema says none."""
     whole = dict(schema) if isinstance(schema, dict) else {}
     if of and not types(whole, root):
         whole["type"] = of
@@ -81,7 +81,7 @@ def keywords(rules: Rules, form: Keywords, root: Schema) -> str:
 def literal_value(
     rules: Rules, dialect: Dialect, schema: Any, root: Schema, of: str | None = None, depth: int = 0
 ) -> str:
-    """A value in a language's literals. Of the schema, types, properties, what is required, enums and items are held."""
+    """A value in a language's literals. Held are the schema's types, properties, enums, items and what is required."""
     schema = resolved(schema, root)
     if depth > MAX_DEPTH:
         raise ConfigError(

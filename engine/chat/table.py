@@ -38,7 +38,7 @@ THINKING: tuple[Tags, ...] = (
     ("<mm:think>", "</mm:think>"),
     ("<think>", "</think>"),
 )
-"""What opens and closes thoughts, where any format of calls may come with it. The first that a template shows counts."""
+"""What opens and closes thoughts, where formats of calls do not say. The first that a template shows counts."""
 
 TABLE: tuple[Row, ...] = (
     Row(
