@@ -197,8 +197,9 @@ class ReplyParser:
         source, text = self._source, self._reasoning
         text.tag()
         opening = self.format.thinking[0] if self.format.thinking else ""
-        yield from source.spaces()
-        yield from source.skip(opening)
+        if not (yield from source.skip(opening)):
+            yield from source.spaces()
+            yield from source.skip(opening)
         while (yield from source.peek()):
             source.text, source.pos = source.text[source.pos :], 0
             if (yield from source.skip(close)):
