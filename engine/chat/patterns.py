@@ -60,7 +60,7 @@ class Keywords:
 class Parameters:
     """Arguments one by one: open key mid value close. typed: stands between key and mid, with a type after it.
     trimmed: a newline after mid and one before close belong to neither. close: any of these. nested: objects and lists
-    are tags again, each of them after this text. last: ends them all; where a model forgets it, they end before outer."""
+    are tags again, each after this text. last: ends them all; where a model forgets it, they end before outer."""
 
     open: str
     mid: Pattern
