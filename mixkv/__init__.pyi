@@ -1,4 +1,6 @@
 from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.chat.api import ChatStream
+from mixkv.engine.chat.reply import ChatCompletion, ChatDelta, ChatMessage, ToolCall, ToolCallDelta, Usage
 from mixkv.engine.generation import Generation
 from mixkv.engine.llm import LLM
 from mixkv.engine.load import generate, load
@@ -25,6 +27,7 @@ from mixkv.kernels.errors import (
     MixkvWarning,
     OutOfMemoryError,
     SessionError,
+    TemplateError,
     TokenizerError,
 )
 
@@ -33,6 +36,10 @@ __all__ = [
     "LLM",
     "AttentionState",
     "CacheStats",
+    "ChatCompletion",
+    "ChatDelta",
+    "ChatMessage",
+    "ChatStream",
     "Chunk",
     "Completion",
     "ConfigError",
@@ -49,8 +56,12 @@ __all__ = [
     "QuantizedRows",
     "SamplingParams",
     "SessionError",
+    "TemplateError",
     "TokenLogprob",
     "TokenizerError",
+    "ToolCall",
+    "ToolCallDelta",
+    "Usage",
     "__version__",
     "attend",
     "empty_state",

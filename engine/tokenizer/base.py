@@ -63,25 +63,32 @@ class Tokenizer(ABC):
         out, with one MixkvWarning for the text.
         """
         ids: list[int] = []
-        missing = bytearray()
         if add_special and self.add_bos and self.bos_id is not None:
             ids.append(self.bos_id)
-        after_special = True
-        for part in self._split(_without_surrogates(text), parse_special):
+        ids += self.encode_parts(self.split(text, parse_special=parse_special))
+        if add_special and add_eos and self.add_eos and self.eos_id is not None:
+            ids.append(self.eos_id)
+        return ids
+
+    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+        """Ids of a text in parts, as `split` gives them: ids stay as they are, each text is encoded by itself."""
+        ids: list[int] = []
+        missing = bytearray()
+        after_special, first = True, ""
+        for part in parts:
             if isinstance(part, int):
                 ids.append(part)
             else:
                 ids += self._encode_plain(part, after_special, missing)
+                first = first or part
             after_special = isinstance(part, int)
-        if add_special and add_eos and self.add_eos and self.eos_id is not None:
-            ids.append(self.eos_id)
         if missing:
             count = "a byte" if len(missing) == 1 else f"{len(missing)} bytes"
             warnings.warn(
                 f"the vocabulary has no token for {count} of the text (the first is 0x{missing[0]:02X}, in "
-                f"{text[:40]!r}): left out",
+                f"{first[:40]!r}): left out",
                 MixkvWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return ids
 
@@ -125,8 +132,15 @@ class Tokenizer(ABC):
         cuts = [(text, i) for i in ids if (text := text_of(self._tokens[i])) is not None]
         return sorted(cuts, key=lambda cut: (-len(self._tokens[cut[1]]), cut[1]))
 
-    def _split(self, text: str, parse_special: bool) -> list[str | int]:
-        """The text in order, as stretches of plain text (never empty) and ids of the tokens cut out."""
+    @cached_property
+    def control_texts(self) -> tuple[str, ...]:
+        """The texts that become control tokens where `parse_special` is set, longest first."""
+        return tuple(text for text, i in self._all_cuts if i in self._special)
+
+    def split(self, text: str, *, parse_special: bool) -> list[str | int]:
+        """The text in order, as stretches of plain text (never empty, never two in a row) and ids of the tokens that
+        are cut out: user-defined ones always, control tokens for parse_special. Lone surrogates become U+FFFD."""
+        text = _without_surrogates(text)
         parts: list[str | int] = [text] if text else []
         present = set(text)  # most texts hold no "<": that skips nearly all special tokens
         for wanted, token_id in self._all_cuts if parse_special else self._user_cuts:
