@@ -20,7 +20,7 @@ from mixkv.kernels.errors import ConfigError
 ACCEPTED, REFUSED = "Accepted for llama-cli's sake, without effect", "Of llama-cli, not supported yet"
 SWITCH = r"on|off|auto|1|0|true|false|enabled|disabled"
 NO_GPU = "all runs on the CPU"
-NO_TEMPLATE, NO_GRAMMAR = "the text would be laid out otherwise", "the text would not be held to it"
+NO_TEMPLATE = "the text would be laid out otherwise"
 
 
 def idle(
@@ -105,10 +105,6 @@ class RefusedFlags:
 
     chat_template: str | None = refused("--chat-template", because=NO_TEMPLATE, metavar="NAME")
     chat_template_file: str | None = refused("--chat-template-file", because=NO_TEMPLATE, metavar="FILE")
-    grammar: str | None = refused("--grammar", because=NO_GRAMMAR, metavar="TEXT")
-    grammar_file: str | None = refused("--grammar-file", because=NO_GRAMMAR, metavar="FILE")
-    json_schema: str | None = refused("-j", "--json-schema", because=NO_GRAMMAR, metavar="TEXT")
-    json_schema_file: str | None = refused("-jf", "--json-schema-file", because=NO_GRAMMAR, metavar="FILE")
     lora: str | None = refused("--lora", because="the model would be another one", metavar="FILE")
     control_vector: str | None = refused("--control-vector", because="the model would be another one", metavar="FILE")
 

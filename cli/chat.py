@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mixkv.cli import settings
 from mixkv.cli.accepted import AcceptedFlags, RefusedFlags, notes, refuse
 from mixkv.cli.flags import with_flags
+from mixkv.cli.grammar_options import GrammarFlags
 from mixkv.cli.machine import MachineFlags
 from mixkv.cli.options import CacheFlags, ModelFlags, OutputFlags, PromptFlags, TurnFlags
 from mixkv.cli.overrides import OverrideFlags
@@ -35,8 +36,8 @@ MARK = "> "
 @with_flags
 def chat(
     model: ModelFlags, prompt: PromptFlags, turns: TurnFlags, cache: CacheFlags, sampling: SamplingFlags,
-    chain: ChainFlags, output: OutputFlags, machine: MachineFlags, changes: OverrideFlags, accepted: AcceptedFlags,
-    refused: RefusedFlags,
+    chain: ChainFlags, grammar: GrammarFlags, output: OutputFlags, machine: MachineFlags, changes: OverrideFlags,
+    accepted: AcceptedFlags, refused: RefusedFlags,
 ) -> int:  # fmt: skip
     """Talk to a model in plain turns; -p or -f is the first one. Answers go to stdout and nothing else does.
 
@@ -44,7 +45,9 @@ def chat(
     """
     refuse(refused)
     settings.check_output(output)
-    params = settings.sampling_params(sampling, cache, escape=prompt.escape, chain=chain, special=output.special)
+    params = settings.sampling_params(
+        sampling, cache, escape=prompt.escape, chain=chain, special=output.special, grammar=grammar
+    )
     opening = Opening(model, changes, machine, settings.cache_config(cache))
     terminal = Terminal(quiet=output.quiet, verbose=output.verbose, perf=output.perf)
     for note in notes(accepted, model):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mixkv.cli import settings
 from mixkv.cli.accepted import AcceptedFlags, RefusedFlags, notes, refuse
 from mixkv.cli.flags import with_flags
+from mixkv.cli.grammar_options import GrammarFlags
 from mixkv.cli.machine import MachineFlags
 from mixkv.cli.options import (
     CacheFlags,
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 @with_flags
 def generate(
     prompt: PromptFlags, conversation: ConversationFlags, turns: TurnFlags, model: ModelFlags, cache: CacheFlags,
-    prompt_cache: PromptCacheFlags, sampling: SamplingFlags, chain: ChainFlags, output: OutputFlags, json: JsonFlags,
-    machine: MachineFlags, changes: OverrideFlags, accepted: AcceptedFlags, refused: RefusedFlags,
+    prompt_cache: PromptCacheFlags, sampling: SamplingFlags, chain: ChainFlags, grammar: GrammarFlags,
+    output: OutputFlags, json: JsonFlags, machine: MachineFlags, changes: OverrideFlags, accepted: AcceptedFlags,
+    refused: RefusedFlags,
 ) -> int:  # fmt: skip
     """Continue a prompt. The text goes to stdout and nothing else does; all other words go to stderr.
 
@@ -52,8 +54,9 @@ def generate(
     chat = settings.wants_chat(conversation, turns)
     settings.check_output(output, json, chat=chat)
     params = settings.sampling_params(
-        sampling, cache, escape=prompt.escape, chain=chain, logprobs=json.logprobs, special=output.special
-    )
+        sampling, cache, escape=prompt.escape, chain=chain, logprobs=json.logprobs, special=output.special,
+        grammar=grammar,
+    )  # fmt: skip
     settings.check_prompt_cache(prompt_cache, params, chat=chat)
     opening = Opening(model, changes, machine, settings.cache_config(cache))
     terminal = Terminal(quiet=output.quiet, verbose=output.verbose, perf=output.perf)

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mixkv.cli.flags import SWITCH_WORDS
+from mixkv.cli.grammar_options import GrammarFlags
 from mixkv.cli.options import (
     CacheFlags,
     ConversationFlags,
@@ -23,6 +24,7 @@ from mixkv.cli.sampling_options import ChainFlags, SamplingFlags
 from mixkv.cli.text import unescape
 from mixkv.engine.cache_config import KVCacheConfig
 from mixkv.engine.sampling import SamplingParams
+from mixkv.engine.sampling.params import CONSTRAINTS
 from mixkv.kernels.errors import ConfigError
 
 OFF = ("off", "0", "false", "disabled")
@@ -46,7 +48,7 @@ def cache_config(flags: CacheFlags) -> KVCacheConfig:
 
 def sampling_params(
     flags: SamplingFlags, cache: CacheFlags, *, escape: bool, chain: ChainFlags | None = None,
-    logprobs: int | None = None, special: bool = False,
+    logprobs: int | None = None, special: bool = False, grammar: GrammarFlags | None = None,
 ) -> SamplingParams:  # fmt: skip
     """The sampling that preset and flags describe together. escape: read \\n and the like in stop strings."""
     given = _given(flags)
@@ -66,7 +68,11 @@ def sampling_params(
         given["logprobs"] = logprobs
     if special:
         given["skip_special_tokens"] = False
-    return SamplingParams.from_options({**_of_preset(cache.preset, "sampling"), **given})
+    settings = _of_preset(cache.preset, "sampling")
+    if grammar is not None and (constraint := grammar.chosen()):
+        given.update(constraint)
+        settings = {name: value for name, value in settings.items() if name not in CONSTRAINTS}
+    return SamplingParams.from_options({**settings, **given})
 
 
 def _given(flags: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Decode: the loop of a generation, in ids. Prompt in, tokens out; text is made above it (generation.py).
 
-Each step computes the newest token, and behind it what a drafter proposes. Sampling decides position by position, with
-the same logits and the same random numbers as without a draft; the first proposal that it does not agree with is turned
-down, and what stands behind that.
+Each step computes the newest token, and behind it a draft: what a grammar leaves no choice about, or what a drafter
+proposes. Sampling decides position by position, with the same logits and the same random numbers as without a draft;
+the first proposal that it does not agree with is turned down, and what stands behind that.
 """
 
 from __future__ import annotations
@@ -36,17 +36,24 @@ class Drafter(Protocol):
 
 
 class Processor(Protocol):
-    """Has a say in each token before it is drawn: a grammar, for example.
+    """Has a say in each token before it is drawn: a grammar, for example. To be inherited from.
 
     It sees tokens in the order in which they are drawn, and never one that is taken back: drafts are decided position
     by position. What it raises ends its own generation.
+    ended: nothing may follow the tokens so far; the generation ends there, with finish_reason "stop".
     """
+
+    ended: bool = False
 
     def mask(self, logits: F32) -> F32:
         """The logits (n_vocab,) to draw from; -inf bans a token. The array is not to be changed."""
 
     def accept(self, token: int) -> None:
         """A token of the text: the prompt's are not told, every drawn one is."""
+
+    def forced(self) -> Ids[int]:
+        """The tokens that its masks will leave no choice but, next one first; they are computed as a draft."""
+        return ()
 
 
 class Placer(Protocol):
@@ -91,6 +98,7 @@ class Decode(BaseJob):
         self.cache_stats: CacheStats | None = None
         self._on_token, self._wanted, self._drafter, self._processors = on_token, wanted, drafter, tuple(processors)
         self._draft: list[int] = []
+        self._guessed = False  # whether the draft is the drafter's
         self._cut = self._length = 0  # how the sequence was left: whoever else changed it has taken this one's place
 
     @property
@@ -118,15 +126,20 @@ class Decode(BaseJob):
         if not self.generates:
             stop = min([self.fed + most, len(self.prompt), *(cut for cut in self.cuts if cut > self.fed)])
             return Part(self.prompt[self.fed : stop], int(stop == len(self.prompt)))
-        self._draft = self._propose() if self._drafter is not None else []
+        self._draft = self._propose()
         return Part([self.tokens[-1], *self._draft], 1 + len(self._draft), len(self._draft))
 
     def _propose(self) -> list[int]:
-        assert self._drafter is not None and self.sequence is not None
+        """What to compute behind the newest token: what processors leave no choice about, else the drafter's guess."""
+        assert self.sequence is not None
         most = self.sequence.cache.most_drafted()
         if self.limit is not None:
             most = min(most, self.limit - len(self.tokens) - 1)
-        return self._drafter.propose(most) if most > 0 else []
+        forced = next((tokens for p in self._processors if (tokens := p.forced())), ())
+        self._guessed = not forced and self._drafter is not None
+        if most <= 0:
+            return []
+        return self._drafter.propose(most) if self._guessed and self._drafter is not None else list(forced[:most])
 
     def take(self, logits: F32, seconds: float) -> int:
         decoding = self.generates and bool(self.tokens)
@@ -143,7 +156,7 @@ class Decode(BaseJob):
             if not self._accept(token, row) or i >= len(self._draft) or token != self._draft[i]:
                 break
             kept += 1
-        if self._drafter is not None and decoding:
+        if self._drafter is not None and self._guessed and decoding:
             self._drafter.judged(len(self._draft), kept, seconds)
         return kept
 
@@ -159,7 +172,7 @@ class Decode(BaseJob):
         if self._drafter is not None:
             self._drafter.extend([token])
         self.tokens.append(token)
-        if self._on_token(token, row):
+        if self._on_token(token, row) or any(processor.ended for processor in self._processors):
             self.finish("stop")
         elif self.limit is not None and len(self.tokens) >= self.limit:
             self.finish("length")

@@ -144,26 +144,31 @@ class LLM:
 
     def generate(
         self, prompt: Prompt, *, parse_special: bool = False, progress: Progress | None = None,
-        params: SamplingParams | None = None, processors: Ids[Processor] = (), **options: Any,
+        params: SamplingParams | None = None, processors: Ids[Processor] = (), starts_after: str | None = None,
+        **options: Any,
     ) -> Completion:  # fmt: skip
         """Continue `prompt` (text or ids) to the end and return a Completion.
 
         options are fields of SamplingParams (max_tokens, temperature, top_k, stop, seed, ...), on top of `params`.
         Ctrl-C returns what there is, with finish_reason "interrupted". progress(done, total) counts prompt tokens.
-        processors: each may ban tokens before one is drawn (`Processor` in decode.py).
+        processors: each may ban tokens before one is drawn (`Processor` in decode.py). starts_after: the text, such as
+        "</think>", behind which json_schema, regex or grammar begin to hold.
         """
-        return self._generation(prompt, parse_special, progress, params, options, processors).completion()
+        return self._generation(
+            prompt, parse_special, progress, params, options, processors, starts_after=starts_after
+        ).completion()
 
     def stream(
         self, prompt: Prompt, *, parse_special: bool = False, progress: Progress | None = None,
-        params: SamplingParams | None = None, processors: Ids[Processor] = (), **options: Any,
+        params: SamplingParams | None = None, processors: Ids[Processor] = (), starts_after: str | None = None,
+        **options: Any,
     ) -> Generation:  # fmt: skip
         """Like `generate`, but an iterator of Chunks; it also has `text`, `tokens`, `finish_reason`, `stats`, `close`.
 
         As many streams at a time as `n_parallel` says: whatever else runs on this LLM ends an unfinished one that it
         finds no place beside, whose next chunk is then an InputError.
         """
-        return self._generation(prompt, parse_special, progress, params, options, processors)
+        return self._generation(prompt, parse_special, progress, params, options, processors, starts_after=starts_after)
 
     def logits(self, ids: Ids[int] | NDArray[np.integer], *, progress: Progress | None = None) -> NDArray[np.float32]:
         """(n, n_vocab) float32: row i are the logits after ids[: i + 1]. Replaces what is in the cache."""
@@ -272,7 +277,7 @@ class LLM:
 
     def _generation(
         self, prompt: Prompt, parse_special: bool, progress: Progress | None, params: SamplingParams | None,
-        options: dict[str, Any], processors: Ids[Processor] = (), exact: bool = False,
+        options: dict[str, Any], processors: Ids[Processor] = (), exact: bool = False, starts_after: str | None = None,
     ) -> Generation:  # fmt: skip
         SamplingParams.from_options(options)  # names and values are checked on their own first
         chosen = replace(params, **options) if params is not None else SamplingParams.from_options(options)
@@ -281,5 +286,5 @@ class LLM:
         return Generation(
             shared.scheduler, self._slots, shared.tokenizer, ids, chosen, load_seconds=shared.load_seconds,
             prefix_reuse="exact" if exact and shared.prefix_reuse == "on" else shared.prefix_reuse, progress=progress,
-            processors=processors,
+            processors=(*shared.constraint(chosen, starts_after), *processors),
         )  # fmt: skip

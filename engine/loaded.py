@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.scheduler import Scheduler
@@ -13,6 +15,11 @@ from mixkv.kernels.contract import PagePool
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.key_sample import HeadStatistics
+
+if TYPE_CHECKING:
+    from mixkv.engine.grammar.constraint import Constraint
+    from mixkv.engine.grammar.vocabulary import GrammarVocabulary
+    from mixkv.engine.sampling import SamplingParams
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,25 @@ class Loaded:
     pool: PagePool
     load_seconds: float
 
+    @cached_property
+    def grammar_vocabulary(self) -> GrammarVocabulary:
+        """What constrained generations share; it builds itself for the first of them."""
+        from mixkv.engine.grammar.vocabulary import GrammarVocabulary
+
+        return GrammarVocabulary(self.tokenizer)
+
     @property
     def config(self) -> ModelConfig:
         return self.scheduler.model.config
+
+    def constraint(self, params: SamplingParams, starts_after: str | None) -> tuple[Constraint, ...]:
+        """What holds a generation to its json_schema, regex or grammar; nothing where there is none. ConfigError for
+        one that is wrong, and without the package that reads them."""
+        if params.constraint is None:
+            return ()
+        from mixkv.engine.grammar.constraint import constraint_of  # only those who ask for it need its package
+
+        return (constraint_of(params, self.grammar_vocabulary, self.scheduler.model.backend, starts_after),)
 
     def new_sequence(self, plan: CachePlan | None = None, n_ctx: int | None = None) -> Sequence:
         """An empty sequence."""

@@ -62,6 +62,7 @@ class Backend:
         self, q: F32, k: U8, type_k: str, v: U8, type_v: str, head_dim_v: int, mask: F32 | None, m: F32, s: F32,
         acc: F32, scale: float, slopes: F32 | None, softcap: float,
     ) -> tuple[F32, F32, F32]: ...  # fmt: skip
+    def apply_token_mask(self, logits: F32, bitmask: I32) -> F32: ...
     def poison_scratch(self, on: bool) -> None:
         """Tests: fill attention's scratch memory with NaN before each use, and pages before they are first written."""
 

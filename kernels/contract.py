@@ -196,3 +196,7 @@ class Backend(Protocol):
         n_heads, head_dim_v); slopes (n_heads,) multiply the mask (ALiBi). Score: softcap * tanh(scale q.k / softcap)
         + slope * mask.
         """
+
+    def apply_token_mask(self, logits: F32, bitmask: NDArray[np.int32]) -> F32:
+        """logits (n_vocab,) with -inf for each token i that bit i % 32 of bitmask[i // 32] does not allow; tokens
+        beyond the mask's end are not allowed, bits beyond the vocabulary mean nothing. A fresh array."""

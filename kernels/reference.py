@@ -188,3 +188,10 @@ class ReferenceBackend:
         return PagePool(budget)
 
     step_batch = staticmethod(step_batch)
+
+    def apply_token_mask(self, logits: F32, bitmask: NDArray[np.int32]) -> F32:
+        """See contract.Backend."""
+        bits = np.unpackbits(bitmask.astype("<i4").view(np.uint8), bitorder="little")[: len(logits)].astype(np.bool_)
+        out = np.full(len(logits), -np.inf, np.float32)
+        out[: len(bits)][bits] = logits[: len(bits)][bits]
+        return out

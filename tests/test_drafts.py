@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from model_tools import random_llama
 
 import mixkv
+from mixkv.engine.decode import Processor
 from mixkv.engine.lookup import LENGTHS, PROBE_EVERY, SHORTEST, PromptLookup
 
 REPEATING = [*range(20, 60), *range(20, 60), *range(20, 33)]
@@ -114,7 +115,7 @@ def test_it_gives_up_where_it_does_not_pay_and_tries_again_later() -> None:
         assert any(tried[4 * PROBE_EVERY :]), "it would never notice that the text has begun to repeat itself"
 
 
-class Alternating:
+class Alternating(Processor):
     """Even and odd tokens in turn, and what was accepted."""
 
     def __init__(self) -> None:

@@ -6,6 +6,7 @@ goes unchecked; a bad one is a ConfigError that names it. Names and defaults are
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -47,6 +48,8 @@ _INTEGERS: dict[str, tuple[int, int, str]] = {
     "logprobs": (0, 2**62, "a count of alternatives, 0 or more; None reports no probabilities"),
 }
 DRAFTERS = ("lookup",)
+CONSTRAINTS = ("json_schema", "regex", "grammar")
+"""Settings that say what the text may be, one of them at a time."""
 _MINUS_ONE_IS_NONE = ("max_tokens", "seed")
 SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
 """The links of the chain, by llama.cpp's names and in its order."""
@@ -79,6 +82,10 @@ class SamplingParams:
     draft: None, or "lookup": propose what followed the text's last tokens further up (lookup.py). The tokens are the
         same, sooner where a text repeats its prompt.
     skip_special_tokens: special tokens print nothing; False prints them, the one that ends the text included.
+    json_schema: the text is JSON that fits this schema, a dict or its JSON text (kept as a dict of its own).
+    regex: the whole text matches this regular expression (the syntax of Rust's regex, without look-around).
+    grammar: the text is a sentence of this grammar, in GBNF or in llguidance's Lark. These three need the package
+        llguidance (docs/grammar.md). A text that `max_tokens` or a stop string ends sooner is the beginning of one.
     """
 
     max_tokens: int | None = None
@@ -111,6 +118,9 @@ class SamplingParams:
     logprobs: int | None = None
     draft: str | None = None
     skip_special_tokens: bool = True
+    json_schema: Mapping[str, Any] | str | None = None
+    regex: str | None = None
+    grammar: str | None = None
 
     def __post_init__(self) -> None:
         for name in _REALS:
@@ -126,6 +136,15 @@ class SamplingParams:
         for name in ("ignore_eos", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} = {_short(getattr(self, name))}: expected True or False")
+        if self.json_schema is not None:
+            self._set("json_schema", _checked_schema(self.json_schema))
+        for name in ("regex", "grammar"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise ConfigError(f"{name} = {_short(value)}: expected a text that is not empty, or None")
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} both say what the text may be: give one of them")
         self._set("samplers", _checked_samplers(self.samplers))
         self._set("logit_bias", _checked_bias(self.logit_bias))
 
@@ -148,6 +167,11 @@ class SamplingParams:
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(cls.names())}"
                 raise ConfigError(f"unknown sampling setting {name!r}: {hint}")
         return cls(**options)
+
+    @property
+    def constraint(self) -> str | None:
+        """The one of CONSTRAINTS that is set."""
+        return next((name for name in CONSTRAINTS if getattr(self, name) is not None), None)
 
     @property
     def greedy(self) -> bool:
@@ -192,6 +216,16 @@ def _checked_strings(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(strings, tuple | list) or not all(isinstance(s, str) and s for s in strings):
         raise ConfigError(f"{name} = {_short(value)}: expected non-empty strings, one or a list of them")
     return tuple(strings)
+
+
+def _checked_schema(value: object) -> dict[str, Any]:
+    try:
+        schema = json.loads(value if isinstance(value, str) else json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"json_schema = {_short(value)}: not JSON ({error})") from None
+    if not isinstance(schema, dict):
+        raise ConfigError(f"json_schema = {_short(value)}: expected an object, such as {{'type': 'object'}}")
+    return schema
 
 
 def _checked_samplers(value: object) -> tuple[str, ...]:

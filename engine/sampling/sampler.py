@@ -182,8 +182,8 @@ class Sampler:
             row = edit(row)
         if self._edits and row.max() == -np.inf:
             raise InputError(
-                "no token is left to choose from: logit_bias, ignore_eos and the model together ban them all; "
-                "allow at least one"
+                "no token is left to choose from: logit_bias, ignore_eos, a grammar and the model together ban them "
+                "all; allow at least one"
             )
         return row
 

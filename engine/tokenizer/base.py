@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -62,34 +62,41 @@ class Tokenizer(ABC):
         Lone surrogates, which no UTF-8 text can hold, count as U+FFFD. What the vocabulary has no token for is left
         out, with one MixkvWarning for the text.
         """
-        ids: list[int] = []
+        ids = self.encode_parts(self.split(text, parse_special=parse_special))
         if add_special and self.add_bos and self.bos_id is not None:
-            ids.append(self.bos_id)
-        ids += self.encode_parts(self.split(text, parse_special=parse_special))
+            ids.insert(0, self.bos_id)
         if add_special and add_eos and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
         return ids
 
-    def encode_parts(self, parts: Iterable[str | int]) -> list[int]:
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
         """Ids of a text in parts, as `split` gives them: ids stay as they are, each text is encoded by itself."""
-        ids: list[int] = []
         missing = bytearray()
-        after_special, first = True, ""
+        ids = self._encode_parts(parts, True, missing)
+        if missing:
+            count = "a byte" if len(missing) == 1 else f"{len(missing)} bytes"
+            text = next(part for part in parts if isinstance(part, str))
+            warnings.warn(
+                f"the vocabulary has no token for {count} of the text (the first is 0x{missing[0]:02X}, in "
+                f"{text[:40]!r}): left out",
+                MixkvWarning,
+                stacklevel=3,
+            )
+        return ids
+
+    def encode_on(self, text: str) -> list[int]:
+        """Ids of text behind other text: no BOS, no space put in front, nothing in it is a control token. What the
+        vocabulary has no token for is left out."""
+        return self._encode_parts(self.split(text, parse_special=False), False, bytearray())
+
+    def _encode_parts(self, parts: Sequence[str | int], after_special: bool, missing: bytearray) -> list[int]:
+        ids: list[int] = []
         for part in parts:
             if isinstance(part, int):
                 ids.append(part)
             else:
                 ids += self._encode_plain(part, after_special, missing)
-                first = first or part
             after_special = isinstance(part, int)
-        if missing:
-            count = "a byte" if len(missing) == 1 else f"{len(missing)} bytes"
-            warnings.warn(
-                f"the vocabulary has no token for {count} of the text (the first is 0x{missing[0]:02X}, in "
-                f"{first[:40]!r}): left out",
-                MixkvWarning,
-                stacklevel=3,
-            )
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:

@@ -56,5 +56,6 @@ void on_turn(Backend& on, F&& f) {
 
 void bind_linear(nb::module_& m, nb::class_<PyBackend>& backend);
 void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend);
+void bind_mask(nb::class_<PyBackend>& backend);
 
 }  // namespace mixkv

@@ -1,4 +1,5 @@
-// mixkv.kernels._native: errors, instruction sets and backends here; what a backend does in linear_bind.cpp, kv_bind.cpp.
+// mixkv.kernels._native: errors, instruction sets and backends here; what a backend does in linear_bind.cpp, kv_bind.cpp
+// and mask.cpp.
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -69,4 +70,5 @@ NB_MODULE(_native, m) {
                  "Bytes a second read from memory by all threads, in one pass over n_bytes of fresh memory.");
     bind_linear(m, backend);
     bind_kv(m, backend);
+    bind_mask(backend);
 }
