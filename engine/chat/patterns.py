@@ -1,0 +1,129 @@
+"""What calls look like: the words that the table of formats is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from mixkv.engine.chat.values import GEMMA, JSON, PYTHON, Dialect
+
+
+class Mark(Enum):
+    """Places in a pattern: spaces, if any; the function's name; a word or number that means nothing."""
+
+    SPACES = auto()
+    NAME = auto()
+    WORD = auto()
+
+
+SPACES, NAME, WORD = Mark.SPACES, Mark.NAME, Mark.WORD
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """Something that may be left out; known by its first literal."""
+
+    pattern: Pattern
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The call's id: the text of a pattern."""
+
+    pattern: Pattern
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """An object with the arguments."""
+
+    dialect: Dialect = JSON
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """Arguments of a Python call: `a=1, b="x")`."""
+
+    end: str = ")"
+    dialect: Dialect = PYTHON
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Arguments one by one: open key mid value close. typed: stands between key and mid, with a type after it.
+    trimmed: a newline after mid and one before close belong to neither. nested: objects and lists are tags again, each
+    of them after this text. close: any of these; `last` ends them all."""
+
+    open: str
+    mid: Pattern
+    close: tuple[str, ...]
+    last: str
+    typed: str | None = None
+    trimmed: bool = False
+    nested: str | None = None
+
+
+@dataclass(frozen=True)
+class CallObject:
+    """A JSON object that says name and arguments. late_id: the id stands last, so that nothing is known before the end.
+    lenient: the arguments may be left out where they are none. keyed: the name is the arguments' key."""
+
+    name: str = "name"
+    arguments: tuple[str, ...] = ("arguments", "parameters")
+    id: str = "id"
+    late_id: bool = False
+    lenient: bool = True
+    keyed: bool = False
+
+
+Element = str | Mark | Maybe | Identity | Arguments | Keywords | Parameters | CallObject
+Pattern = tuple[Element, ...]
+
+
+@dataclass(frozen=True)
+class Calls:
+    """One way in which calls are written: begin, call (between, call)*, end. first: only where a reply, or what follows
+    a tag, begins."""
+
+    begin: Pattern
+    call: Pattern
+    end: Pattern = ()
+    between: Pattern = (SPACES,)
+    first: bool = False
+
+    @property
+    def literal(self) -> str:
+        """What it begins with; "" where that is no literal."""
+        start = (*self.begin, *self.call)[0]
+        return start if isinstance(start, str) else ""
+
+
+def literals(pattern: Pattern) -> Iterator[str]:
+    """Every text in a pattern."""
+    for element in pattern:
+        if isinstance(element, str):
+            yield element
+        elif isinstance(element, Maybe | Identity):
+            yield from literals(element.pattern)
+        elif isinstance(element, Parameters):
+            yield from (element.open, *literals(element.mid), *element.close, element.last)
+
+
+__all__ = [
+    "GEMMA",
+    "JSON",
+    "NAME",
+    "PYTHON",
+    "SPACES",
+    "WORD",
+    "Arguments",
+    "CallObject",
+    "Calls",
+    "Identity",
+    "Keywords",
+    "Maybe",
+    "Parameters",
+    "Pattern",
+    "literals",
+]

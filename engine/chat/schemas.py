@@ -1,0 +1,72 @@
+"""What a tool's JSON schema says of its arguments, as far as reading and writing calls needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Schema = dict[str, Any]
+MAX_REFERENCES = 16
+TYPES = {
+    str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", list: "array", type(None): "null",
+}  # fmt: skip
+
+
+def functions(tools: Iterable[dict[str, Any]]) -> dict[str, Schema]:
+    """The functions' names and the schemas of their arguments, in order."""
+    found: dict[str, Schema] = {}
+    for tool in tools:
+        function = tool.get("function", tool)
+        if isinstance(function, dict) and isinstance(function.get("name"), str) and function["name"]:
+            parameters = function.get("parameters")
+            found[function["name"]] = parameters if isinstance(parameters, dict) else {}
+    return found
+
+
+def resolved(schema: Any, root: Schema) -> Schema:
+    """The schema that `$ref`s lead to, within the root; {} where they lead nowhere."""
+    for _ in range(MAX_REFERENCES):
+        if not isinstance(schema, dict):
+            return {}
+        reference = schema.get("$ref")
+        if not isinstance(reference, str):
+            return schema
+        schema = root
+        for part in reference.removeprefix("#").strip("/").split("/"):
+            schema = schema.get(part) if part and isinstance(schema, dict) else schema
+    return {}
+
+
+def properties(schema: Any, root: Schema) -> Schema:
+    """An object's properties and their schemas."""
+    found = resolved(schema, root).get("properties")
+    return found if isinstance(found, dict) else {}
+
+
+def types(schema: Any, root: Schema, depth: int = 0) -> frozenset[str]:
+    """The JSON types that a value may have; none where the schema does not say."""
+    schema = resolved(schema, root)
+    said = schema.get("type")
+    if isinstance(said, str):
+        return frozenset([said])
+    if isinstance(said, list):
+        return frozenset(name for name in said if isinstance(name, str))
+    if isinstance(schema.get("enum"), list):
+        return type_names(schema["enum"])
+    if "const" in schema:
+        return type_names([schema["const"]])
+    if depth < MAX_REFERENCES:
+        for word in ("anyOf", "oneOf", "allOf"):
+            if isinstance(schema.get(word), list):
+                return frozenset().union(*(types(option, root, depth + 1) for option in schema[word]))
+    return frozenset(["object"] if "properties" in schema else ["array"] if "items" in schema else [])
+
+
+def type_names(values: Sequence[Any]) -> frozenset[str]:
+    return frozenset(TYPES.get(type(value), "object") for value in values)
+
+
+def fits(value: Any, allowed: frozenset[str]) -> bool:
+    """Whether a value is of one of the types."""
+    name = TYPES.get(type(value), "object")
+    return name in allowed or (name == "integer" and "number" in allowed)
