@@ -12,7 +12,7 @@ from typing import Any
 
 _HOMES = {
     "engine.cache_config": ("KVCacheConfig",),
-    "engine.chat.api": ("ChatStream",),
+    "engine.chat.stream": ("ChatStream",),
     "engine.chat.reply": (
         "ChatCompletion", "ChatDelta", "ChatMessage", "ToolCall", "ToolCallDelta", "Usage",
     ),

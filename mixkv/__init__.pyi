@@ -1,6 +1,6 @@
 from mixkv.engine.cache_config import KVCacheConfig
-from mixkv.engine.chat.api import ChatStream
 from mixkv.engine.chat.reply import ChatCompletion, ChatDelta, ChatMessage, ToolCall, ToolCallDelta, Usage
+from mixkv.engine.chat.stream import ChatStream
 from mixkv.engine.generation import Generation
 from mixkv.engine.llm import LLM
 from mixkv.engine.load import generate, load

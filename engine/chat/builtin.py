@@ -6,6 +6,8 @@ templates are made; the rest are templates.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from typing import NamedTuple
 
 from mixkv.kernels.errors import ConfigError
@@ -15,8 +17,9 @@ PLAIN = "plain"
 
 
 class Turns(NamedTuple):
-    """A format: what stands around each role's text. begin: before everything. ask: what the reply follows. system: None
-    where the system's text goes in front of the first user's. trim: whether texts lose the blanks around them."""
+    """A format: what stands around each role's text. system: None where its text goes in front of the next user's, with
+    `join` between them. ask: what the reply follows. begin: before everything. trim: texts lose the blanks around them.
+    """
 
     user: tuple[str, str]
     assistant: tuple[str, str]
@@ -29,7 +32,7 @@ class Turns(NamedTuple):
 
 _BOS, _EOS = "{{ bos_token }}", "{{ eos_token }}"
 _TABLE: dict[str, Turns] = {
-    PLAIN: Turns(("User: ", "\n"), ("Assistant: ", "\n"), ("", "\n"), "Assistant:", _BOS),
+    PLAIN: Turns(("User: ", "\n"), ("Assistant: ", "\n"), ("", "\n\n"), "Assistant:", _BOS),
     "chatml": Turns(
         ("<|im_start|>user\n", "<|im_end|>\n"), ("<|im_start|>assistant\n", "<|im_end|>\n"),
         ("<|im_start|>system\n", "<|im_end|>\n"), "<|im_start|>assistant\n", trim=False,
@@ -79,7 +82,9 @@ _TABLE: dict[str, Turns] = {
         ("GPT4 Correct User: ", "<|end_of_turn|>"), ("GPT4 Correct Assistant: ", "<|end_of_turn|>"),
         ("", "<|end_of_turn|>"), "GPT4 Correct Assistant:", _BOS,
     ),
-    "deepseek": Turns(("### Instruction:\n", "\n"), ("### Response:\n", "\n<|EOT|>\n"), ("", ""), "### Response:\n", _BOS),
+    "deepseek": Turns(
+        ("### Instruction:\n", "\n"), ("### Response:\n", "\n<|EOT|>\n"), ("", ""), "### Response:\n", _BOS
+    ),
     "deepseek2": Turns(("User: ", "\n\n"), ("Assistant: ", _EOS), ("", "\n\n"), "Assistant:", _BOS),
     "deepseek3": Turns(
         ("<\uff5cUser\uff5c>", ""), ("<\uff5cAssistant\uff5c>", _EOS), ("", "\n\n"), "<\uff5cAssistant\uff5c>", _BOS
@@ -99,7 +104,9 @@ _TABLE: dict[str, Turns] = {
         ("<|start_of_role|>system<|end_of_role|>", "<|end_of_text|>\n"),
         "<|start_of_role|>assistant<|end_of_role|>", trim=False,
     ),
-    "exaone3": Turns(("[|user|]", "\n"), ("[|assistant|]", "[|endofturn|]\n"), ("[|system|]", "[|endofturn|]\n"), "[|assistant|]"),
+    "exaone3": Turns(
+        ("[|user|]", "\n"), ("[|assistant|]", "[|endofturn|]\n"), ("[|system|]", "[|endofturn|]\n"), "[|assistant|]"
+    ),
     "rwkv-world": Turns(("User: ", "\n\n"), ("Assistant: ", "\n\n"), ("System: ", "\n\n"), "Assistant:"),
 }  # fmt: skip
 
@@ -119,8 +126,8 @@ _LLAMA2 = """\
 """
 _OTHERS = {"llama2": _LLAMA2}
 _SAME = {"mistral": "mistral-v3", "gpt-chatml": "chatml", "llama2-sys": "llama2", "glm4": "chatglm4"}
-STOPS = {PLAIN: ("\nUser:",), "rwkv-world": ("\n\nUser:",), "deepseek2": ("\n\nUser:",), "vicuna": ("\nUSER:",)}
-"""Texts that end a reply, for formats whose turns do not end with a token."""
+_STOPS = {PLAIN: "\nUser:", "rwkv-world": "\n\nUser:", "deepseek2": "\n\nUser:", "vicuna": "\nUSER:"}
+"""What ends a reply where turns do not end with a token."""
 
 
 def names() -> list[str]:
@@ -134,13 +141,16 @@ def builtin_source(name: str) -> str:
     if name in _OTHERS:
         return _OTHERS[name]
     if name not in _TABLE:
-        raise ConfigError(f"there is no chat template {name!r}: known are {', '.join(names())}; or give a template's text")
+        raise ConfigError(f"there is no chat template {name!r}: known are {', '.join(names())}")
     return _template(_TABLE[name])
 
 
-def builtin_stops(name: str) -> tuple[str, ...]:
-    """The texts that end a reply in the format of a name, beside its tokens."""
-    return STOPS.get(_SAME.get(name, name), ())
+def builtin_stops(name: str, controls: Collection[str]) -> tuple[str, ...]:
+    """The texts that end a reply in the format of a name, for a vocabulary with these control tokens: the next turn, or
+    the end of this one where it is no token there."""
+    name = _SAME.get(name, name)
+    end = re.sub(r"\{\{.*?\}\}", "", _TABLE[name].assistant[1]).strip() if name in _TABLE else ""
+    return tuple(text for text in (_STOPS.get(name, ""), end) if text and text not in controls)
 
 
 def _template(turns: Turns) -> str:
@@ -161,12 +171,14 @@ def _template(turns: Turns) -> str:
         + _literal(turns.user[0])
         + user
         + "{%- set said.system = '' -%}"
-        + "{{- " + text + " -}}"
+        + "{{- "
+        + text
+        + " -}}"
         + _literal(turns.user[1])
         + "{%- endif -%}{%- endfor -%}{%- if add_generation_prompt -%}"
         + _literal(turns.ask)
         + "{%- endif -%}"
-    )  # fmt: skip
+    )
 
 
 def _around(texts: tuple[str, str], text: str) -> str:
@@ -174,9 +186,8 @@ def _around(texts: tuple[str, str], text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A piece of a template that writes this text, in which the names of tokens stand for the tokens."""
-    out = ""
-    for piece, name in ((text.partition(token)[0], token) for token in (_BOS, _EOS) if token in text):
-        out = _literal(piece) + name.replace("{{ ", "{{- ").replace(" }}", " -}}")
-        return out + _literal(text.partition(name)[2])
-    return "{{- " + repr(text) + " -}}" if text else ""
+    """A piece of a template that writes this text, and the tokens that it names."""
+    pieces = re.split(r"(\{\{ \w+ \}\})", text)
+    return "".join(
+        "{{- " + (piece[3:-3] if piece in (_BOS, _EOS) else repr(piece)) + " -}}" for piece in pieces if piece
+    )

@@ -184,7 +184,7 @@ def _tool(given: object, where: str) -> Json:
         raise InputError(f"{where} must have a function with a name")
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, Mapping):
-        raise InputError(f"{where} ({function['name'][:60]}): parameters must be a JSON schema, not {_kind(parameters)}")
+        raise InputError(f"{where} ({function['name'][:60]}): parameters must be a schema, not {_kind(parameters)}")
     return {"type": "function", "function": dict(function)}
 
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from mixkv.engine.chat.encode import control_ids, encode_rendered
+from mixkv.engine.chat.formats import ReplyFormat
 from mixkv.engine.chat.marks import Rendered, choose_mark, rendered_with_marks
 from mixkv.engine.chat.messages import Json, Message, Wants, checked_messages, checked_tools, shaped
 from mixkv.engine.chat.sandbox import RENDERER, Outcome
@@ -38,6 +39,10 @@ class Prompt:
     ids: list[int]
     opening: str
 
+    def is_open(self, thinking: tuple[str, str] | None) -> bool:
+        """Whether it has opened thinking, with the first of these tags, and not closed it with the second."""
+        return thinking is not None and self.opening.rfind(thinking[0]) > self.opening.rfind(thinking[1])
+
 
 class ChatTemplate:
     """A template and the vocabulary that it is for. name: what messages call it. stop: texts that end a reply, for a
@@ -53,6 +58,11 @@ class ChatTemplate:
             "bos_token": _text_of(tokenizer, tokenizer.bos_id),
             "eos_token": _text_of(tokenizer, tokenizer.eos_id),
         }
+
+    @cached_property
+    def reply_format(self) -> ReplyFormat:
+        """How the model writes its replies."""
+        return ReplyFormat.of_template(self.source)
 
     @cached_property
     def knows_tools(self) -> bool:
@@ -90,7 +100,11 @@ class ChatTemplate:
             said = self._try(before, tools, False, enable_thinking, variables) if before else ""
         else:
             said = self._try(messages, tools, False, enable_thinking, variables)
-        return Prompt(rendered, encode_rendered(rendered, self._tokenizer), text[_common(text, said) :])
+        opening = text[_common(text, said) :]
+        if not opening:  # a template that always asks for a reply
+            last = str(checked_messages(messages)[-1]["content"]).strip()
+            opening = text.rpartition(last)[2] if last else text
+        return Prompt(rendered, encode_rendered(rendered, self._tokenizer), opening)
 
     def encode(self, rendered: Rendered) -> list[int]:
         """Ids of a rendering: control tokens that the template wrote are tokens, those in messages text; one BOS."""
@@ -143,7 +157,7 @@ class ChatTemplate:
         rendered = self._render(checked, tools, False, thinking, variables)
         before, found, _ = rendered.marked.rpartition(end)
         if not found:
-            raise TemplateError("the chat template does not write the last message as it stands: it cannot be continued")
+            raise TemplateError("the chat template changes the last message, so that it cannot be continued")
         return replace(rendered, marked=before)
 
     def _outcome(self, variables: Json) -> Outcome:

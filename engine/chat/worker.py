@@ -1,4 +1,4 @@
-"""The process that renders chat templates: a script of its own, which knows nothing of the package (sandbox.py runs it).
+"""The process that renders chat templates: a script of its own, which knows nothing of the package. sandbox.py runs it.
 
 Know before you change this room: a template is a stranger's program. jinja2's sandbox keeps it from reaching anything;
 time and memory are bounded by the kernel, from outside Python, so that no filter, operator or parser needs to be
