@@ -123,10 +123,13 @@ class ChatTemplate:
         self, messages: list[Json], tools: Sequence[Mapping[str, Any]] | None, add: bool, thinking: bool | None,
         variables: Json,
     ) -> Rendered:  # fmt: skip
-        wants = Wants(parts=self._wants_parts, short_ids=self._wants_short_ids)
+        parts, without_tools = self._wants
+        wants = Wants(parts=parts, short_ids=self._wants_short_ids)
         if any("tool_calls" in message for message in messages):
             wants = replace(wants, text_arguments=self._wants_text_arguments)
         value: Json = {"messages": shaped(messages, wants), "tools": checked_tools(tools), **self._checked(variables)}
+        if value["tools"] is None and without_tools:
+            del value["tools"]
         if thinking is not None:
             value |= {"enable_thinking": thinking, "thinking": thinking} | value
         mark = choose_mark(value, self.source)
@@ -171,14 +174,17 @@ class ChatTemplate:
 
     def _probe(self, **variables: Any) -> str:
         """What it makes of something small; "" where it fails. TemplateError for one that takes too much."""
-        outcome = self._outcome({"tools": None, "add_generation_prompt": False, **variables})
+        outcome = self._outcome({"add_generation_prompt": False, **variables})
         return outcome.checked() if outcome.bounded else outcome.text or ""
 
     @cached_property
-    def _wants_parts(self) -> bool:
-        if _PROBE in self._probe(messages=[{"role": "user", "content": _PROBE}]):
-            return False
-        return _PROBE in self._probe(messages=[{"role": "user", "content": [{"type": "text", "text": _PROBE}]}])
+    def _wants(self) -> tuple[bool, bool]:
+        """Whether content is to be a list of parts, and whether tools are to be left out rather than None."""
+        for no_tools in ({"tools": None}, {}):
+            for content in (_PROBE, [{"type": "text", "text": _PROBE}]):
+                if _PROBE in self._probe(messages=[{"role": "user", "content": content}], **no_tools):
+                    return content is not _PROBE, not no_tools
+        return False, False
 
     @cached_property
     def _wants_text_arguments(self) -> bool:
@@ -192,7 +198,8 @@ class ChatTemplate:
                 {"role": "assistant", "content": "", "tool_calls": [call]},
                 {"role": "tool", "name": "probe_name", "tool_call_id": call["id"], "content": "42"},
             ]
-            return self._probe(messages=shaped(turns, Wants(parts=self._wants_parts)), tools=[_PROBE_TOOL])
+            wants = Wants(parts=self._wants[0], text_arguments=isinstance(arguments, str))
+            return self._probe(messages=shaped(turns, wants), tools=[_PROBE_TOOL])
 
         as_object = written(arguments)
         if "probe_value" in as_object and "{'probe_key'" not in as_object:
