@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from mixkv.engine.chat.patterns import (
     NAME, SPACES, WORD, Arguments, CallObject, Calls, Element, Identity, Keywords, Maybe, Parameters, Pattern,
 )  # fmt: skip
-from mixkv.engine.chat.schemas import Schema, fits, functions, properties, type_names, types
+from mixkv.engine.chat.schemas import functions, properties
 from mixkv.engine.chat.source import Source, Waits, Wrong
-from mixkv.engine.chat.values import JSON, PYTHON, ValueReader, escaped, to_json
+from mixkv.engine.chat.typed import STRING, allowed_types, nested_value, typed_value
+from mixkv.engine.chat.values import JSON, ValueReader, escaped, to_json
 
 MAX_KEY = 256
 """Characters of a parameter's name or a call's id; more is text that goes on."""
+SAID_STRING = ("string", "true")
+"""What formats say of a parameter that is a string: its type, or that it is one."""
 MEANS_NOTHING = ("type", "id", "index")
 """Keys that models write into calls beside those they should."""
-STRING = frozenset(["string"])
 
 
 class CallReader:
@@ -146,43 +148,47 @@ class CallReader:
             if (yield from source.skip(form.last)):
                 break
             yield from source.expect(form.open)
-            stop = form.typed or form.mid[0]
-            assert isinstance(stop, str)
-            key = yield from self._until(stop)
-            allowed = types(known.get(key, {}), root) or STRING
+            said = None
             if form.typed:
+                key = yield from self._until(form.typed)
                 yield from source.expect(form.typed)
-                stop = form.mid[0]
-                assert isinstance(stop, str)
-                said = yield from self._until(stop)
-                allowed = STRING if said in ("string", "true") else (allowed - STRING or frozenset([said]))
-            for element in form.mid:
-                yield from self._element(element)
+                said = yield from self._until(form.stop)
+            else:
+                key = yield from self._until(form.stop)
+            yield from self._elements(form.mid)
             self._emit(f"{before}{json.dumps(key, ensure_ascii=False)}: ")
-            yield from self._parameter(form, allowed)
             before = ", "
+            allowed = allowed_types(known.get(key), root)
+            if said is not None:
+                allowed = STRING if said in SAID_STRING else allowed - STRING or frozenset([said])
+            closes = [close.replace("{key}", key) for close in form.close]
+            if allowed == STRING:
+                self._emit('"')
+                yield from self._raw(closes, form.trimmed, lambda text: self._emit(escaped(text)))
+                self._emit('"')
+            else:
+                text = yield from self._held_raw(closes, form.trimmed)
+                nested = form.nested and form.nested in text
+                self._emit(
+                    nested_value(text, form.nested or "", known.get(key), root) if nested else typed_value(text, allowed)
+                )
         self._emit("{}" if before == "{" else "}")
 
-    def _parameter(self, form: Parameters, allowed: frozenset[str]) -> Waits[None]:
-        if allowed == STRING:
-            self._emit('"')
-            yield from self._raw(form, lambda text: self._emit(escaped(text)))
-            self._emit('"')
-            return
+    def _held_raw(self, closes: Sequence[str], trimmed: bool) -> Waits[str]:
         held: list[str] = []
         try:
-            yield from self._raw(form, held.append)
+            yield from self._raw(closes, trimmed, held.append)
         except Wrong:
             self._emit("".join(held))
             raise
-        self._emit(typed_value("".join(held), allowed))
+        return "".join(held)
 
-    def _raw(self, form: Parameters, emit: Callable[[str], None]) -> Waits[None]:
+    def _raw(self, closes: Sequence[str], trimmed: bool, emit: Callable[[str], None]) -> Waits[None]:
         """A parameter's text, up to what closes it."""
         source = self.source
-        if form.trimmed:
+        if trimmed:
             yield from source.skip("\n")
-        ends = (*(["\n" + close for close in form.close] if form.trimmed else []), *form.close)
+        ends = [*("\n" + close for close in closes if trimmed), *closes]
         firsts = {end[0] for end in ends}
         while (yield from source.peek()):
             for end in ends:
@@ -255,19 +261,3 @@ class CallReader:
         if not text.startswith("{"):
             raise Wrong
         return text
-
-
-def typed_value(text: str, allowed: frozenset[str]) -> str:
-    """A parameter's text as JSON of one of the types, or as a string where it is none."""
-    for dialect in (JSON, PYTHON):
-        found = to_json(text, dialect)
-        if found is not None:
-            value = json.loads(found)
-            if not isinstance(value, str) and ("string" not in allowed or fits(value, allowed)):
-                return found
-            if isinstance(value, str) and "string" not in allowed:
-                return found
-    return json.dumps(text, ensure_ascii=False)
-
-
-__all__ = ["CallReader", "Schema", "type_names", "typed_value"]

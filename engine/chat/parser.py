@@ -185,7 +185,7 @@ class ReplyParser:
                 source.pos = self._reader.kept or 0
                 if source.pos:
                     return True
-        for tag in self.format.silent:
+        for tag in (*self.format.silent, *(self.format.leads if begins and not self._content.parts else ())):
             if (yield from source.skip(tag)):
                 return True
         return False

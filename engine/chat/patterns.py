@@ -63,6 +63,12 @@ class Parameters:
     trimmed: bool = False
     nested: str | None = None
 
+    @property
+    def stop(self) -> str:
+        """What ends the key, or the type after it."""
+        assert isinstance(self.mid[0], str), "mid begins with a text"
+        return self.mid[0]
+
 
 @dataclass(frozen=True)
 class CallObject:
@@ -96,6 +102,8 @@ class Calls:
     def literal(self) -> str:
         """What it begins with; "" where that is no literal."""
         start = (*self.begin, *self.call)[0]
+        if isinstance(start, CallObject):
+            return "{"
         return start if isinstance(start, str) else ""
 
 
