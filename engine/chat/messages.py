@@ -29,17 +29,19 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True)
 class Wants:
-    """How a template wants what can be said in several ways. parts: content as a list of text parts. text_arguments:
-    a call's arguments as JSON text. short_ids: a call's id as 9 letters and digits."""
+    """How a template wants what can be said in several ways. parts: content as a list of text parts. null: the content
+    of a message of calls as null, and not as "". text_arguments: a call's arguments as JSON text. short_ids: a call's id
+    as 9 letters and digits."""
 
     parts: bool = False
+    null: bool = False
     text_arguments: bool = False
     short_ids: bool = False
 
 
 def checked_messages(messages: Sequence[Message]) -> list[Json]:
-    """Messages as dicts of their own: role, content (text, "" for null), and what else they have; a call's arguments
-    as the text or object that they came as, checked. InputError says which message is wrong."""
+    """Messages as dicts of their own: role, content (text; null for calls alone), and what else they have; a call's
+    arguments as the text or object that they came as, checked. InputError says which message is wrong."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise InputError('messages must be a list, such as [{"role": "user", "content": "Hello"}]')
     if not messages:
@@ -93,7 +95,8 @@ def _message(given: Message, where: str) -> Json:
         message["tool_calls"] = [_call(call, f"{where}: call {i}") for i, call in enumerate(calls)]
     if message.get("content") is None and role != "assistant" and role != "tool":
         raise InputError(f"{where} has no content: give a text")
-    message["content"] = _text(message.get("content"), where)
+    content = _text(message.get("content"), where)
+    message["content"] = None if "tool_calls" in message and not content else content
     return message
 
 
@@ -146,7 +149,9 @@ def _object(arguments: object, where: str) -> Json:
 
 def _shaped(message: Json, wants: Wants) -> Json:
     message = dict(message)
-    if wants.parts:
+    if message["content"] is None and not wants.null:
+        message["content"] = ""
+    if wants.parts and message["content"] is not None:
         message["content"] = [{"type": "text", "text": message["content"]}] if message["content"] else []
     if "tool_calls" in message:
         message["tool_calls"] = [_shaped_call(call, wants) for call in message["tool_calls"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 
 from mixkv.engine.chat.parser import ReplyParser
 from mixkv.engine.chat.reply import ChatCompletion, ChatDelta, ChatMessage, Usage
@@ -20,10 +21,10 @@ class ChatStream:
     def __init__(
         self, generation: Generation, parser: ReplyParser, tokenizer: Tokenizer, *, drop_space: bool = False
     ) -> None:
-        """drop_space: a space at the reply's very beginning is the format's."""
+        """drop_space: a space at the content's very beginning is the format's."""
         self.finish_reason: str | None = None
         self._generation, self._parser, self._tokenizer = generation, parser, tokenizer
-        self._drop_space = drop_space
+        self._drop_space, self._dropped = drop_space, False
         self._deltas: deque[ChatDelta] = deque()
 
     def __iter__(self) -> Iterator[ChatDelta]:
@@ -43,7 +44,8 @@ class ChatStream:
     @property
     def message(self) -> ChatMessage:
         """What came so far."""
-        return self._parser.message()
+        message = self._parser.message()
+        return replace(message, content=(message.content or "")[1:]) if self._dropped else message
 
     @property
     def usage(self) -> Usage:
@@ -67,11 +69,15 @@ class ChatStream:
     def _take(self, text: str, reason: str | None) -> None:
         if reason is not None and (end := self._generation.end_token) is not None:
             text = text.removesuffix(self._tokenizer.decode([end], skip_special=False))  # not what was said
-        if self._drop_space and text:
-            text, self._drop_space = text.removeprefix(" "), False
-        if delta := self._parser.feed(text):
-            self._deltas.append(delta)
+        self._add(self._parser.feed(text))
         if reason is not None:
             last = self._parser.finish(reason)
             self.finish_reason = last.finish_reason
-            self._deltas.append(last)
+            self._add(last)
+
+    def _add(self, delta: ChatDelta) -> None:
+        if self._drop_space and delta.content:
+            self._drop_space, self._dropped = False, delta.content[0] == " "
+            delta = replace(delta, content=delta.content.removeprefix(" "))
+        if delta:
+            self._deltas.append(delta)

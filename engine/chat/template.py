@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -102,7 +101,7 @@ class ChatTemplate:
             said = self._try(messages, tools, False, enable_thinking, variables)
         opening = text[_common(text, said) :]
         if not opening:  # a template that always asks for a reply
-            last = str(checked_messages(messages)[-1]["content"]).strip()
+            last = (checked_messages(messages)[-1]["content"] or "").strip()
             opening = text.rpartition(last)[2] if last else text
         return Prompt(rendered, encode_rendered(rendered, self._tokenizer), opening)
 
@@ -126,7 +125,8 @@ class ChatTemplate:
         parts, without_tools = self._wants
         wants = Wants(parts=parts, short_ids=self._wants_short_ids)
         if any("tool_calls" in message for message in messages):
-            wants = replace(wants, text_arguments=self._wants_text_arguments)
+            as_text, null = self._wants_of_calls
+            wants = replace(wants, text_arguments=as_text, null=null)
         value: Json = {"messages": shaped(messages, wants), "tools": checked_tools(tools), **self._checked(variables)}
         if value["tools"] is None and without_tools:
             del value["tools"]
@@ -187,24 +187,27 @@ class ChatTemplate:
         return False, False
 
     @cached_property
-    def _wants_text_arguments(self) -> bool:
-        """Whether it puts arguments into the text as they are. A dict would fail there, or be written as Python."""
-        arguments = {"probe_key": "probe_value"}
+    def _wants_of_calls(self) -> tuple[bool, bool]:
+        """Whether it puts arguments into the text as they are (a dict would fail there, or be written as Python), and
+        whether it takes null for a content that is not there (and does not write "None")."""
+        parts, _ = self._wants
 
-        def written(arguments: object) -> str:
+        def written(arguments: object, null: bool = False) -> str:
             call = {**_PROBE_CALL, "function": {"name": "probe_name", "arguments": arguments}}
             turns = [
                 {"role": "user", "content": _PROBE},
-                {"role": "assistant", "content": "", "tool_calls": [call]},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
                 {"role": "tool", "name": "probe_name", "tool_call_id": call["id"], "content": "42"},
             ]
-            wants = Wants(parts=self._wants[0], text_arguments=isinstance(arguments, str))
+            wants = Wants(parts=parts, null=null, text_arguments=isinstance(arguments, str))
             return self._probe(messages=shaped(turns, wants), tools=[_PROBE_TOOL])
 
-        as_object = written(arguments)
-        if "probe_value" in as_object and "{'probe_key'" not in as_object:
-            return False
-        return "probe_value" in written(json.dumps(arguments))
+        as_object, as_text = {"probe_key": "probe_value"}, '{"probe_key": "probe_value"}'
+        text = written(as_object)
+        wants_text = ("probe_value" not in text or "{'probe_key'" in text) and "probe_value" in written(as_text)
+        text, with_null = (written(as_text if wants_text else as_object, null) for null in (False, True))
+        wrong = any(with_null.count(word) > text.count(word) for word in ("None", "null"))
+        return wants_text, "probe_value" in with_null and not wrong
 
     @property
     def _wants_short_ids(self) -> bool:
