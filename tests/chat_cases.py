@@ -68,7 +68,9 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
 """name -> (messages, options of render)."""
 
 
-def vocabulary(special: Sequence[str] = (), user_defined: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
+def vocabulary(
+    special: Sequence[str] = (), user_defined: Sequence[str] = (), bos: int = 1, **changes: Any
+) -> dict[str, Any]:
     """Arguments of make_vocabulary: 256 bytes, a few letters, <s> and </s>, and the control tokens in `special`."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"▁ehilo", *special, *user_defined]
     types = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 6, *[CONTROL] * len(special)]
@@ -77,7 +79,7 @@ def vocabulary(special: Sequence[str] = (), user_defined: Sequence[str] = (), **
         "tokens": [token.encode() for token in tokens],
         "types": np.array(types, np.int32),
         "scores": np.array([0.0] * 259 + [-1.0] * (len(tokens) - 259), np.float32),
-        "special": {"bos": 1, "eos": 2, "unknown": 0},
+        "special": {"bos": bos, "eos": 2, "unknown": 0},
         "add_space_prefix": False,
     } | changes
 
