@@ -193,7 +193,9 @@ def test_a_message_that_goes_on() -> None:
         text = chosen.render(said, continue_final_message=True).text
         assert text.startswith(asked) and text[len(asked) :].lstrip() == "Well, ", name
         assert chosen.prompt(said, continue_final_message=True).opening.endswith("Well, ")
-    thinks = "{% for m in messages %}{{ m.role }}:{% if m.thinking %}<t>{{ m.thinking }}</t>{% endif %}{{ m.content }}\n"
+    thinks = (
+        "{% for m in messages %}{{ m.role }}:{% if m.thinking %}<t>{{ m.thinking }}</t>{% endif %}{{ m.content }}\n"
+    )
     chosen = ChatTemplate(thinks + "{% endfor %}", tokenizer())
     half = [user("A"), {"role": "assistant", "content": "", "reasoning": "They"}]
     assert chosen.render(half, continue_final_message=True).text == "user:A\nassistant:<t>They"

@@ -131,7 +131,7 @@ def test_a_child_that_was_killed_is_replaced() -> None:
 def test_what_json_cannot_hold_is_a_mistake_of_the_caller() -> None:
     """A set among the variables was a traceback of the JSON module."""
     with pytest.raises(InputError, match="what JSON can hold"):
-        ChatTemplate("{{ x }}", tokenizer()).render(PLAIN, x={1, 2})
+        ChatTemplate("{{ x }}", tokenizer()).render(PLAIN, variables={"x": {1, 2}})
 
 
 SCRIPT = """

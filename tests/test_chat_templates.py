@@ -142,10 +142,15 @@ def test_thinking_and_further_variables_reach_the_template() -> None:
     """DeepSeek and Granite call enable_thinking `thinking`; what a caller gives himself counts more."""
     source = "{{ enable_thinking }}{{ thinking }}{{ x }}{{ reasoning_effort }}"
     chosen = ChatTemplate(source, tokenizer())
-    assert chosen.render(PLAIN, enable_thinking=False, x=5).text == "FalseFalse5"
-    assert chosen.render(PLAIN, enable_thinking=True, thinking=False, reasoning_effort="low").text == "TrueFalselow"
+    assert chosen.render(PLAIN, enable_thinking=False, variables={"x": 5}).text == "FalseFalse5"
+    assert (
+        chosen.render(PLAIN, enable_thinking=True, variables={"thinking": False, "reasoning_effort": "low"}).text
+        == "TrueFalselow"
+    )
     with pytest.raises(InputError, match="may not set 'bos_token'"):
-        chosen.render(PLAIN, bos_token="<s><s>")
+        chosen.render(PLAIN, variables={"bos_token": "<s><s>"})
+    with pytest.raises(InputError, match="must be a dict"):
+        chosen.render(PLAIN, variables=[1])  # type: ignore[arg-type]
 
 
 def test_reasoning_has_all_its_names() -> None:

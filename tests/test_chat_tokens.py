@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mixkv.engine.chat.builtin import builtin_source, names
 from mixkv.engine.chat.marks import choose_mark
-from mixkv.engine.chat.reuse import as_generated
+from mixkv.engine.chat.reuse import Replies
 from mixkv.engine.chat.template import ChatTemplate
 from mixkv.engine.tokenizer import Tokenizer
 from mixkv.kernels.errors import TemplateError
@@ -39,7 +39,15 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 PUBLISHED: dict[str, tuple[str, ...]] = {
     "openai-gpt-oss-120b": ("<|end|>", "<|start|>", "<|channel|>", "<|message|>", "<|call|>", "<|return|>"),
-    "google-gemma-4-31B-it": ("<turn|>", "<|turn>", "<|tool_call>", "<tool_call|>", "<|channel>", "<channel|>", '<|"|>'),
+    "google-gemma-4-31B-it": (
+        "<turn|>",
+        "<|turn>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|channel>",
+        "<channel|>",
+        '<|"|>',
+    ),
     "Qwen-Qwen3-0.6B": ("<|im_end|>", "<|im_start|>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
     "GLM-4.6": ("<|user|>", "<|assistant|>", "<|observation|>", "[gMASK]", "<sop>"),
     "MiniMax-M2": ("[e~[", "]~b]", "]~!b["),
@@ -186,16 +194,19 @@ def test_a_default_bos_that_is_text_is_not_written() -> None:
 def test_a_reply_keeps_the_tokens_that_it_was_generated_as() -> None:
     """A word spelled in an unusual way is encoded in the usual one next time: all behind it was computed again."""
     words = tokenizer(["<|im_end|>"])
-    end = words.token_to_id("<|im_end|>")
-    assert end is not None
-    e, h, byte_h = words.token_to_id("e"), words.token_to_id("h"), words.token_to_id("<0x68>")
-    assert e is not None and h is not None and byte_h is not None
-    ids = [1, h, e, end, h, h, end, e]
-    assert as_generated(ids, [[1, byte_h, e, end, h]], words) == [1, byte_h, e, end, h, h, end, e]
-    assert as_generated(ids, [[1, h], [1, byte_h, e]], words) == [1, byte_h, e, end, h, h, end, e], "the longer one"
-    assert as_generated(ids, [[1, byte_h, h, end, h]], words) == [1, byte_h, *ids[2:]], "up to the first difference"
-    assert as_generated(ids, [[2, byte_h]], words) == ids
-    assert as_generated(ids, [], words) == ids
-    assert as_generated(ids, [[*ids, e, e]], words) == ids
-    written = words.encode("<|im_end|>", add_special=False)
-    assert as_generated(ids, [[1, h, e, *written, h]], words) == ids, "a tag in words is not the token"
+    end, e, h, space = (words.token_to_id(t) or -1 for t in ("<|im_end|>", "e", "h", "▁"))
+    byte_h = words.token_to_id("<0x68>") or -1
+    asked, reply, cached = [1, e], [byte_h, e], [[1, e, byte_h]]
+    replies = Replies(words)
+    replies.add(asked, asked, reply)
+    assert replies.as_generated([1, e, h, e, end, h], cached) == [1, e, byte_h, e, end, h]
+    assert replies.as_generated([1, e, space, h, e, end, h], cached) == [1, e, byte_h, e, end, h], "blanks aside"
+    assert replies.as_generated([1, e, h, e, end, h], []) == [1, e, h, e, end, h], "where it saves something"
+    for other in ([1, e, h, h, end], [1, h, h, e, end], [1, e, h], [1, e], [1, e, h, end, e]):
+        assert replies.as_generated(other, cached) == other
+    replies.add([1, e, h, e, end, h], [1, e, byte_h, e, end, h], [byte_h])
+    both = [1, e, h, e, end, h, h, end]
+    assert replies.as_generated(both, [[1, e, byte_h, e, end, h, byte_h]]) == [1, e, byte_h, e, end, h, byte_h, end]
+    tag = words.encode("<|im_end|>", add_special=False)
+    replies.add([1], [1], [h, end])
+    assert replies.as_generated([1, h, *tag, e], [[1, h, end]]) == [1, h, *tag, e], "a tag in words is not the token"

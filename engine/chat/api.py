@@ -111,6 +111,6 @@ class ChatMethods(ABC):
         rendered = template.render(
             messages, tools=tools, add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message, enable_thinking=enable_thinking,
-            **dict(chat_template_kwargs or {}),
+            variables=chat_template_kwargs,
         )  # fmt: skip
         return template.encode(rendered) if tokenize else rendered.text

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from pathlib import Path
 
 from mixkv.engine.chat.builtin import PLAIN, builtin_source, builtin_stops, names
+from mixkv.engine.chat.reuse import Replies
 from mixkv.engine.chat.template import ChatTemplate
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.kernels.errors import ConfigError, InputError, MixkvWarning
@@ -16,13 +18,16 @@ KEY = "tokenizer.chat_template"
 TOOL_USE = "tool_use"
 """The name under which files keep a template of their own for tools."""
 _REMEMBERED = 16
+_ENGINE = str(Path(__file__).parents[1])
 
 
 class ChatTemplates:
-    """Finds templates, and keeps those that were used: what was found out about them holds for the next time."""
+    """Finds templates, and keeps those that were used: what was found out about them holds for the next time. `replies`
+    are those that were given."""
 
     def __init__(self, gguf: GGUFFile, tokenizer: Tokenizer) -> None:
         self._gguf, self._tokenizer = gguf, tokenizer
+        self.replies = Replies(tokenizer)
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], ChatTemplate] = {}
         self._told = False
@@ -63,11 +68,9 @@ class ChatTemplates:
         with self._lock:
             told, self._told = self._told, True
         if not told:
-            warnings.warn(
+            warn_caller(
                 f'{self._gguf.path} has no chat template: chats are plain turns ("User:", "Assistant:"); '
-                "chat_template names another",
-                MixkvWarning,
-                stacklevel=5,
+                "chat_template names another"
             )
         return self.choose(PLAIN)
 
@@ -83,6 +86,14 @@ class ChatTemplates:
                     self._known.clear()
                 template = self._known[name, source] = ChatTemplate(source, self._tokenizer, name=name, stop=stop)
             return template
+
+
+def warn_caller(text: str) -> None:
+    """A MixkvWarning at the line, outside this package, that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_ENGINE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, MixkvWarning, stacklevel=level)
 
 
 def _read(path: Path) -> str:

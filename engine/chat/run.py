@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +13,14 @@ import numpy as np
 from mixkv.engine.chat.api import ChatMethods, Tools
 from mixkv.engine.chat.constrain import AfterThoughts, ToolChoice, checked_choice, constraint_options
 from mixkv.engine.chat.formats import ReplyFormat
+from mixkv.engine.chat.library import warn_caller
 from mixkv.engine.chat.messages import Message, checked_tools
 from mixkv.engine.chat.parser import ReplyParser
-from mixkv.engine.chat.reuse import as_generated
 from mixkv.engine.chat.stream import ChatStream
 from mixkv.engine.decode import Processor
 from mixkv.engine.loaded import Loaded
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.sequence import Progress
-from mixkv.kernels.errors import MixkvWarning
 
 
 def start(
@@ -39,17 +37,15 @@ def start(
         offered = None
     template = shared.chat_templates.choose(chat_template, tools=offered is not None)
     if offered and not template.knows_tools:
-        warnings.warn(
-            f"the chat template ({template.name}) does not show tools to the model", MixkvWarning, stacklevel=4
-        )
+        warn_caller(f"the chat template ({template.name}) does not show tools to the model")
     format = template.reply_format
     prompt = template.prompt(
         messages, tools=offered, continue_final_message=continue_final_message, enable_thinking=enable_thinking,
-        **dict(chat_template_kwargs or {}),
+        variables=chat_template_kwargs,
     )  # fmt: skip
     ids = prompt.ids
     if shared.prefix_reuse == "on":
-        ids = as_generated(ids, llm._cached_tokens(), shared.tokenizer)
+        ids = shared.chat_templates.replies.as_generated(ids, llm._cached_tokens())
     held = constraint_options(format, offered, choice, response_format)
     chosen = replace(params, skip_special_tokens=False, stop=(*params.stop, *template.stop), **held)
     thinking = prompt.is_open(format.thinking)
@@ -63,7 +59,8 @@ def start(
     seed = hashlib.sha256(np.asarray(prompt.ids, np.int64).tobytes()).hexdigest()
     return ChatStream(
         generation, ReplyParser(format, thinking_open=thinking, tools=offered, seed=seed), shared.tokenizer,
-        drop_space=not continue_final_message and not prompt.rendered.marked[-1:].isspace(),
+        remember=lambda tokens: shared.chat_templates.replies.add(prompt.ids, ids, tokens),
+        drop_blanks=not continue_final_message and not prompt.rendered.marked[-1:].isspace(),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from mixkv.engine.chat.parser import ReplyParser
@@ -19,12 +19,14 @@ class ChatStream:
     """
 
     def __init__(
-        self, generation: Generation, parser: ReplyParser, tokenizer: Tokenizer, *, drop_space: bool = False
-    ) -> None:
-        """drop_space: a space at the content's very beginning is the format's."""
+        self, generation: Generation, parser: ReplyParser, tokenizer: Tokenizer, *,
+        remember: Callable[[list[int]], None], drop_blanks: bool = False,
+    ) -> None:  # fmt: skip
+        """remember: is told the reply's tokens. drop_blanks: those at the content's beginning are the format's."""
         self.finish_reason: str | None = None
         self._generation, self._parser, self._tokenizer = generation, parser, tokenizer
-        self._drop_space, self._dropped = drop_space, False
+        self._remember = remember
+        self._drop_blanks, self._begun = drop_blanks, not drop_blanks
         self._deltas: deque[ChatDelta] = deque()
 
     def __iter__(self) -> Iterator[ChatDelta]:
@@ -40,12 +42,14 @@ class ChatStream:
         """End it here. Twice does no harm."""
         self._deltas.clear()
         self._generation.close()
+        if self.finish_reason is None:
+            self._remember(self._generation.tokens)
 
     @property
     def message(self) -> ChatMessage:
         """What came so far."""
         message = self._parser.message()
-        return replace(message, content=(message.content or "")[1:]) if self._dropped else message
+        return replace(message, content=message.content.lstrip()) if self._drop_blanks and message.content else message
 
     @property
     def usage(self) -> Usage:
@@ -74,10 +78,11 @@ class ChatStream:
             last = self._parser.finish(reason)
             self.finish_reason = last.finish_reason
             self._add(last)
+            self._remember(self._generation.tokens)
 
     def _add(self, delta: ChatDelta) -> None:
-        if self._drop_space and delta.content:
-            self._drop_space, self._dropped = False, delta.content[0] == " "
-            delta = replace(delta, content=delta.content.removeprefix(" "))
+        if not self._begun and delta.content:
+            delta = replace(delta, content=delta.content.lstrip())
+            self._begun = bool(delta.content)
         if delta:
             self._deltas.append(delta)

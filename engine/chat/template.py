@@ -71,7 +71,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True, continue_final_message: bool = False, enable_thinking: bool | None = None,
-        **variables: Any,
+        variables: Mapping[str, Any] | None = None,
     ) -> Rendered:  # fmt: skip
         """The conversation as text.
 
@@ -80,18 +80,21 @@ class ChatTemplate:
 
         InputError for wrong messages, TemplateError for a template that fails, takes too much or refuses them.
         """
+        variables = self._checked(variables)
         if continue_final_message:
             return self._continued(messages, tools, enable_thinking, variables)
         return self._render(checked_messages(messages), tools, add_generation_prompt, enable_thinking, variables)
 
     def prompt(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None,
-        continue_final_message: bool = False, enable_thinking: bool | None = None, **variables: Any,
+        continue_final_message: bool = False, enable_thinking: bool | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> Prompt:  # fmt: skip
         """The conversation as ids, for a reply."""
+        variables = self._checked(variables)
         rendered = self.render(
             messages, tools=tools, continue_final_message=continue_final_message, enable_thinking=enable_thinking,
-            **variables,
+            variables=variables,
         )  # fmt: skip
         text = rendered.text
         if continue_final_message:
@@ -127,7 +130,7 @@ class ChatTemplate:
         if any("tool_calls" in message for message in messages):
             as_text, null = self._wants_of_calls
             wants = replace(wants, text_arguments=as_text, null=null)
-        value: Json = {"messages": shaped(messages, wants), "tools": checked_tools(tools), **self._checked(variables)}
+        value: Json = {"messages": shaped(messages, wants), "tools": checked_tools(tools), **variables}
         if value["tools"] is None and without_tools:
             del value["tools"]
         if thinking is not None:
@@ -166,11 +169,14 @@ class ChatTemplate:
     def _outcome(self, variables: Json) -> Outcome:
         return RENDERER.render(self.source, {"documents": None, **self._fixed, **variables}, self.now)
 
-    def _checked(self, variables: Json) -> Json:
-        for name in variables:
+    @staticmethod
+    def _checked(variables: Mapping[str, Any] | None) -> Json:
+        if variables is not None and not isinstance(variables, Mapping):
+            raise InputError(f"chat_template_kwargs must be a dict of variables, not a {type(variables).__name__}")
+        for name in variables or ():
             if name in _OWN:
                 raise InputError(f"chat_template_kwargs may not set {name!r}: the template gets it from here")
-        return variables
+        return dict(variables or {})
 
     def _probe(self, **variables: Any) -> str:
         """What it makes of something small; "" where it fails. TemplateError for one that takes too much."""
