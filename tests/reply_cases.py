@@ -1,87 +1,16 @@
 """Replies of every format, written as the models' templates write them, and what they say."""
 
+# ruff: noqa: RUF001
+
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+import re
 
-from mixkv.engine.chat.formats import ReplyFormat
-from mixkv.engine.chat.parser import ReplyParser
-from mixkv.engine.chat.reply import ChatDelta, ChatMessage
-from mixkv.engine.chat.table import TABLE
+from reply_tools import BOTH, CITY, PING, WEATHER, Case
 
-TOOLS: list[dict[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": "get_weather",
-            "description": "The weather of a place",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "city": {"type": "string", "description": "Where"},
-                    "days": {"type": "integer", "description": "How many"},
-                    "exact": {"type": "boolean", "description": "Whether"},
-                    "more": {
-                        "type": "object",
-                        "description": "What else",
-                        "properties": {"a": {"type": "array", "items": {"type": "integer"}}, "b": {"type": "string"}},
-                    },
-                },
-                "required": ["city"],
-            },
-        },
-    },
-    {
-        "type": "function",
-        "function": {
-            "name": "ping",
-            "description": "Whether a host answers",
-            "parameters": {
-                "type": "object",
-                "properties": {"host": {"type": "string", "description": "Which"}},
-                "required": ["host"],
-            },
-        },
-    },
-]
-CITY = 'Zürich "☂"\n</a> \\ </tool_calls>'
-"""A value with all that could be taken for something else."""
-WEATHER = {"city": CITY, "days": 3, "exact": True, "more": {"a": [1, 2], "b": "it's 3"}}
-PING = {"host": "a.b"}
-BOTH = (("get_weather", WEATHER), ("ping", PING))
 J_WEATHER, J_PING = json.dumps(WEATHER, ensure_ascii=False), json.dumps(PING)
 MORE = json.dumps(WEATHER["more"])
-
-
-@dataclass(frozen=True)
-class Case:
-    """A reply in a format. calls: names and arguments; ids: those that the format carries."""
-
-    format: str
-    text: str
-    content: str | None = None
-    reasoning: str | None = None
-    calls: tuple[tuple[str, dict[str, Any]], ...] = BOTH
-    ids: tuple[str, ...] = ()
-    thinking_open: bool = False
-    tag: str = "<think>"
-    name: str = ""
-
-    @property
-    def reply_format(self) -> ReplyFormat:
-        """The format, with the thoughts whose tag the template shows."""
-        return format_named(self.format, self.tag)
-
-    def __str__(self) -> str:
-        return self.name or self.format
-
-
-def format_named(name: str, tag: str = "<think>") -> ReplyFormat:
-    """A line of the table, with the thoughts that the tag begins where it has none of its own."""
-    row = next(row for row in TABLE if row.name == name)
-    return ReplyFormat.of_template(" ".join(row.marks[0]) + tag)
 
 
 def objects(name: str = "name", arguments: str = "arguments") -> tuple[str, str]:
@@ -106,15 +35,18 @@ CODER = parameters("<parameter=%s>\n", "\n</parameter>\n")
 SEED = parameters("<parameter=%s>", "</parameter>\n")
 INVOKE = parameters('<parameter name="%s">', "</parameter>\n")
 GLM = parameters("<arg_key>%s</arg_key>\n<arg_value>", "</arg_value>\n")
-HUNYUAN = [text.replace("arg_key>", "arg_key:opensource>").replace("arg_value>", "arg_value:opensource>") for text in GLM]
-DSML = parameters('<｜DSML｜parameter name="%s" string="false">', "</｜DSML｜parameter>\n")
-DSML = tuple(
-    text.replace(f'"{key}" string="false"', f'"{key}" string="true"') for text, key in zip(DSML, ("city", "host"), strict=True)
-)  # fmt: skip
-K3 = parameters('<|open|>argument key="%s" type="x"<|sep|>', "<|close|>argument<|sep|>")
-K3 = tuple(
-    text.replace(f'"{key}" type="x"', f'"{key}" type="string"') for text, key in zip(K3, ("city", "host"), strict=True)
-)
+HUNYUAN = [
+    text.replace("arg_key>", "arg_key:opensource>").replace("arg_value>", "arg_value:opensource>") for text in GLM
+]
+DSML = [
+    re.sub(r'"(city|host)" string="false"', r'"\1" string="true"', text)
+    for text in parameters('<｜DSML｜parameter name="%s" string="false">', "</｜DSML｜parameter>\n")
+]
+K3_TYPES = {"city": "string", "days": "number", "exact": "boolean", "more": "object", "host": "string"}
+K3 = [
+    re.sub(r'"(\w+)" type="x"', lambda found: f'"{found[1]}" type="{K3_TYPES[found[1]]}"', text)
+    for text in parameters('<|open|>argument key="%s" type="x"<|sep|>', "<|close|>argument<|sep|>")
+]
 M3 = "]<]minimax[>["
 GEMMA = (
     f'{{city:<|"|>{CITY}<|"|>,days:3,exact:true,more:{{a:[1,2],b:<|"|>it\'s 3<|"|>}}}}',
@@ -127,7 +59,8 @@ FENCE = "function<｜tool▁sep｜>%s\n```json\n%s\n```"
 CASES = [
     Case(
         "hermes",
-        f"<think>\nHm.\n</think>\n\nLet me see.\n<tool_call>\n{OBJECTS[0]}\n</tool_call>\n<tool_call>\n{OBJECTS[1]}\n</tool_call>",
+        "<think>\nHm.\n</think>\n\nLet me see.\n"
+        f"<tool_call>\n{OBJECTS[0]}\n</tool_call>\n<tool_call>\n{OBJECTS[1]}\n</tool_call>",
         "Let me see.",
         "Hm.",
     ),
@@ -150,7 +83,12 @@ CASES = [
         f"[TOOL_CALLS]get_weather[CALL_ID]abcdefgh1[ARGS]{J_WEATHER}[TOOL_CALLS]ping[CALL_ID]abcdefgh2[ARGS]{J_PING}",
         ids=("abcdefgh1", "abcdefgh2"),
     ),
-    Case("mistral", f"So:[TOOL_CALLS]get_weather[ARGS]{J_WEATHER}[TOOL_CALLS]ping[ARGS]{J_PING}", "So:", name="mistral-plain"),
+    Case(
+        "mistral",
+        f"So:[TOOL_CALLS]get_weather[ARGS]{J_WEATHER}[TOOL_CALLS]ping[ARGS]{J_PING}",
+        "So:",
+        name="mistral-plain",
+    ),
     Case(
         "mistral-list",
         f'[TOOL_CALLS][{OBJECTS[0][:-1]}, "id": "abcdefgh1"}}, {OBJECTS[1][:-1]}, "id": "abcdefgh2"}}]',
@@ -172,8 +110,8 @@ CASES = [
     Case(
         "harmony",
         "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
-        f"<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{J_WEATHER}<|call|>"
-        f"<|start|>assistant to=functions.ping<|channel|>commentary json<|message|>{J_PING}",
+        "<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>"
+        f"{J_WEATHER}<|call|><|start|>assistant to=functions.ping<|channel|>commentary json<|message|>{J_PING}",
         "I look.",
         "Hm.",
     ),
@@ -189,8 +127,8 @@ CASES = [
         "muse",
         " to=self<|message|>Hm.<|eom|><|start|>assistant to=get_weather<|message|><atem:function_calls>\n"
         f'<atem:invoke name="get_weather">\n{MUSE[0]}</atem:invoke>\n</atem:function_calls><|eom|>'
-        f'<|start|>assistant to=ping<|message|><atem:function_calls>\n<atem:invoke name="ping">\n{MUSE[1]}</atem:invoke>\n'
-        "</atem:function_calls>",
+        "<|start|>assistant to=ping<|message|><atem:function_calls>\n"
+        f'<atem:invoke name="ping">\n{MUSE[1]}</atem:invoke>\n</atem:function_calls>',
         None,
         "Hm.",
     ),
@@ -198,7 +136,8 @@ CASES = [
         "kimi-k3",
         "Hm.<|close|>think<|sep|><|open|>response<|sep|>So.<|close|>response<|sep|><|open|>tools<|sep|>"
         f'<|open|>call tool="get_weather" index="1"<|sep|>{K3[0]}<|close|>call<|sep|>'
-        f'<|open|>call tool="ping" index="2"<|sep|>{K3[1]}<|close|>call<|sep|><|close|>tools<|sep|><|close|>message<|sep|>',
+        f'<|open|>call tool="ping" index="2"<|sep|>{K3[1]}<|close|>call<|sep|>'
+        "<|close|>tools<|sep|><|close|>message<|sep|>",
         "So.",
         "Hm.",
         thinking_open=True,
@@ -207,7 +146,7 @@ CASES = [
         "solar",
         "<|think|>Hm.<|end|><|begin|>assistant<|content|>So.<|end|><|begin|>assistant<|tool_calls|>"
         f"<|tool_call:begin|>x1<|tool_call:name|>get_weather<|tool_call:args|>{J_WEATHER}<|tool_call:end|>"
-        f"<|tool_call:begin|>x2<|tool_call:name|>ping<|tool_call:args|>{J_PING}<|tool_call:end|>",
+        f"<|tool_call:begin|>x2<|tool_call:name|>ping<|tool_call:args|>{J_PING}<|tool_call:end|><|calls|>",
         "So.",
         "Hm.",
         ids=("x1", "x2"),
@@ -245,7 +184,9 @@ CASES = [
     Case("command-r", f"Plan: ask.\nAction:\n```json\n[\n    {COHERE[0]},\n    {COHERE[1]}\n]```\n", "Plan: ask."),
     Case("apertus", f'<|tools_prefix|>[{{"get_weather": {J_WEATHER}}}, {{"ping": {J_PING}}}]<|tools_suffix|>'),
     Case("gigachat", f"<|function_call|>{OBJECTS[0]}", calls=BOTH[:1]),
-    Case("gigachat-role", f"I look.<|message_sep|>\n\nfunction call<|role_sep|>\n{OBJECTS[1]}", "I look.", calls=BOTH[1:]),
+    Case(
+        "gigachat-role", f"I look.<|message_sep|>\n\nfunction call<|role_sep|>\n{OBJECTS[1]}", "I look.", calls=BOTH[1:]
+    ),
     Case(
         "minimax-m3",
         f'{M3}<tool_call>\n{M3}<invoke name="get_weather">{M3}<city>{CITY}{M3}</city>{M3}<days>3{M3}</days>'
@@ -255,8 +196,8 @@ CASES = [
     ),
     Case(
         "minimax",
-        f'<minimax:tool_call>\n<invoke name="get_weather">\n{INVOKE[0]}</invoke>\n<invoke name="ping">\n{INVOKE[1]}</invoke>\n'
-        "</minimax:tool_call>",
+        f'<minimax:tool_call>\n<invoke name="get_weather">\n{INVOKE[0]}</invoke>\n'
+        f'<invoke name="ping">\n{INVOKE[1]}</invoke>\n</minimax:tool_call>',
     ),
     Case(
         "seed",
@@ -278,7 +219,13 @@ CASES = [
     Case("functionary", f"<function=get_weather>{J_WEATHER}</function><function=ping>{J_PING}</function>"),
     Case("functionary-v3.2", f"all\nSo.>>>get_weather\n{J_WEATHER}>>>ping\n{J_PING}", "So."),
     Case("functionary-v3.2", f"get_weather\n{J_WEATHER}", calls=BOTH[:1], name="functionary-v3.2-call"),
-    Case("functionary-v3.2", "all\nAll are\nall\n>>> ...", "All are\nall\n>>> ...", calls=(), name="functionary-v3.2-text"),
+    Case(
+        "functionary-v3.2",
+        "all\nAll are\nall\n>>> ...",
+        "All are\nall\n>>> ...",
+        calls=(),
+        name="functionary-v3.2-text",
+    ),
     Case("granite", f"<|tool_call|>{LIST}"),
     Case("granite", "<think>Hm.</think><response>Yes.</response>", "Yes.", "Hm.", (), name="granite-response"),
     Case("nemotron", f"<TOOLCALL>{LIST}</TOOLCALL>"),
@@ -286,18 +233,3 @@ CASES = [
     Case("minimax-m1", f"<tool_calls>\n{OBJECTS[0]}\n{OBJECTS[1]}\n</tool_calls>"),
     Case("firefunction", f"Yes. functools{LIST}", "Yes."),
 ]
-
-
-def parse(
-    format: ReplyFormat,
-    pieces: list[str],
-    tools: list[dict[str, Any]] | None = TOOLS,
-    *,
-    thinking_open: bool = False,
-    finish_reason: str = "stop",
-) -> tuple[ChatMessage, list[ChatDelta]]:
-    """The message and the deltas of a reply that comes in pieces."""
-    parser = ReplyParser(format, tools=tools, thinking_open=thinking_open)
-    deltas = [parser.feed(piece) for piece in pieces]
-    deltas.append(parser.finish(finish_reason))
-    return parser.message(), deltas

@@ -1,37 +1,18 @@
-"""Replies taken apart: every format, whole and cut anywhere; what is no call stays content; nothing vanishes."""
+"""Replies taken apart: every format, whole, cut anywhere and cut short."""
 
 from __future__ import annotations
 
 import json
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reply_cases import BOTH, CASES, J_PING, J_WEATHER, OBJECTS, PING, TOOLS, Case, format_named, parse
+from reply_cases import CASES
+from reply_tools import Case, joined, parse
 
 from mixkv.engine.chat.formats import ReplyFormat
-from mixkv.engine.chat.reply import ChatDelta, ChatMessage, ToolCall
 from mixkv.engine.chat.table import TABLE
-
-HERMES = format_named("hermes")
-
-
-def joined(deltas: list[ChatDelta]) -> ChatMessage:
-    """What a client puts together from the deltas."""
-    calls: dict[int, list[str]] = {}
-    for delta in deltas:
-        for piece in delta.tool_calls:
-            assert (piece.index not in calls) == (piece.id is not None) == (piece.name is not None)
-            calls.setdefault(piece.index, [piece.id or "", piece.name or "", ""])[2] += piece.arguments
-    assert list(calls) == list(range(len(calls)))
-    content = "".join(delta.content for delta in deltas)
-    return ChatMessage(
-        content or (None if calls else ""),
-        "".join(delta.reasoning for delta in deltas) or None,
-        tuple(ToolCall(*call) for call in calls.values()),
-    )
 
 
 def cut(text: str, borders: list[int]) -> list[str]:
@@ -67,6 +48,16 @@ def test_a_reply_cut_anywhere_is_the_same(case: Case) -> None:
         assert message == whole == joined(deltas)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_reply_may_end_anywhere(case: Case) -> None:
+    """A reply that has no more tokens in the middle of a call: what came is told, the calls before it are whole."""
+    for length in range(len(case.text)):
+        message, deltas = parse(case.reply_format, [case.text[:length]], thinking_open=case.thinking_open)
+        assert joined(deltas) == message
+        whole = [(call.name, json.loads(call.arguments)) for call in message.tool_calls[:-1]]
+        assert whole == list(case.calls[: len(whole)])
+
+
 @given(st.sampled_from(CASES), st.data())
 def test_a_reply_cut_short_anywhere_and_cut_up_is_the_same(case: Case, data: st.DataObject) -> None:
     """Where the reply ends early, too, the pieces' borders must not matter: what waited comes at the end."""
@@ -77,4 +68,3 @@ def test_a_reply_cut_short_anywhere_and_cut_up_is_the_same(case: Case, data: st.
     message, deltas = parse(format, cut(text, borders), thinking_open=case.thinking_open, finish_reason="length")
     assert message == whole == joined(deltas)
     assert deltas[-1].finish_reason == "length"
-    assert [(c.name, json.loads(c.arguments)) for c in message.tool_calls[:-1]] == list(case.calls[: len(message.tool_calls)][:-1])

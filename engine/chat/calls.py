@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from mixkv.engine.chat.patterns import (
-    NAME, SPACES, WORD, Arguments, CallObject, Calls, Element, Identity, Keywords, Maybe, Parameters, Pattern,
-)  # fmt: skip
-from mixkv.engine.chat.schemas import functions, properties
+from mixkv.engine.chat import patterns as p
+from mixkv.engine.chat.parameters import ParameterReader
+from mixkv.engine.chat.schemas import functions
 from mixkv.engine.chat.source import Source, Waits, Wrong
-from mixkv.engine.chat.typed import STRING, allowed_types, nested_value, typed_value
-from mixkv.engine.chat.values import JSON, ValueReader, escaped, to_json
+from mixkv.engine.chat.values import JSON, ValueReader, loaded, to_json
 
-MAX_KEY = 256
-"""Characters of a parameter's name or a call's id; more is text that goes on."""
-SAID_STRING = ("string", "true")
-"""What formats say of a parameter that is a string: its type, or that it is one."""
 MEANS_NOTHING = ("type", "id", "index")
 """Keys that models write into calls beside those they should."""
 
@@ -42,7 +35,7 @@ class CallReader:
         self.kept: int | None = None
         self._forget()
 
-    def read(self, calls: Calls) -> Waits[None]:
+    def read(self, calls: p.Calls) -> Waits[None]:
         """The calls from here to their end. Wrong where they end otherwise."""
         self.kept = None
         self._forget()
@@ -69,13 +62,13 @@ class CallReader:
         self._tell_arguments(text)
         self.kept = self.source.pos
 
-    def _elements(self, pattern: Pattern) -> Waits[None]:
+    def _elements(self, pattern: p.Pattern) -> Waits[None]:
         for element in pattern:
             yield from self._element(element)
             if self._begun:
                 self.kept = self.source.pos
 
-    def _attempt(self, pattern: Pattern) -> Waits[bool]:
+    def _attempt(self, pattern: p.Pattern) -> Waits[bool]:
         before = self.source.pos, self.kept
         try:
             yield from self._elements(pattern)
@@ -84,33 +77,44 @@ class CallReader:
             return False
         return True
 
-    def _element(self, element: Element) -> Waits[None]:
+    def _element(self, element: p.Element) -> Waits[None]:
         source = self.source
         if isinstance(element, str):
             yield from source.expect(element)
-        elif element is SPACES:
+        elif element is p.SPACES:
             yield from source.spaces()
-        elif element is NAME:
+        elif element is p.NAME:
             yield from self._read_name()
-        elif element is WORD:
-            while (character := (yield from source.peek())).isalnum() or (character and character in "_-."):
+        elif element is p.WORD or element is p.DIGITS:
+            start = source.pos
+            while character := (yield from source.peek()):
+                if not (character.isascii() and (character.isdigit() or (element is p.WORD and is_of_word(character)))):
+                    break
                 source.pos += 1
-        elif isinstance(element, Maybe):
+            if source.pos == start:
+                raise Wrong
+        elif isinstance(element, p.OneOf):
+            for text in element.texts:
+                if (yield from source.skip(text)):
+                    return
+            raise Wrong
+        elif isinstance(element, p.Maybe):
             yield from self._attempt(element.pattern)
-        elif isinstance(element, Identity):
+        elif isinstance(element, p.Identity):
             start = source.pos
             yield from self._elements(element.pattern)
             self._id = source.text[start : source.pos]
-        elif isinstance(element, Arguments):
+        elif isinstance(element, p.Arguments):
             yield from source.spaces()
             if not (yield from source.at("{")):
                 raise Wrong
             yield from ValueReader(source, self._emit, element.dialect).value()
-        elif isinstance(element, Keywords):
+        elif isinstance(element, p.Keywords):
             yield from ValueReader(source, self._emit, element.dialect).arguments(element.end)
-        elif isinstance(element, Parameters):
-            yield from self._parameters(element)
-        elif isinstance(element, CallObject):
+        elif isinstance(element, p.Parameters):
+            root = self.tools[self._name or ""]
+            yield from ParameterReader(source, self._emit, self._elements).read(element, root)
+        elif isinstance(element, p.CallObject):
             yield from self._object(element)
 
     def _read_name(self) -> Waits[None]:
@@ -128,82 +132,9 @@ class CallReader:
             raise Wrong
         self._name = name
 
-    def _until(self, stop: str) -> Waits[str]:
-        source, start = self.source, self.source.pos
-        while not (yield from source.at(stop)):
-            character = yield from source.peek()
-            if not character or character == "\n" or source.pos - start == MAX_KEY:
-                raise Wrong
-            source.pos += 1
-        return source.text[start : source.pos]
-
-    # Arguments one by one
-
-    def _parameters(self, form: Parameters) -> Waits[None]:
-        source, before = self.source, "{"
-        root = self.tools[self._name or ""]
-        known = properties(root, root)
-        while True:
-            yield from source.spaces()
-            if (yield from source.skip(form.last)):
-                break
-            yield from source.expect(form.open)
-            said = None
-            if form.typed:
-                key = yield from self._until(form.typed)
-                yield from source.expect(form.typed)
-                said = yield from self._until(form.stop)
-            else:
-                key = yield from self._until(form.stop)
-            yield from self._elements(form.mid)
-            self._emit(f"{before}{json.dumps(key, ensure_ascii=False)}: ")
-            before = ", "
-            allowed = allowed_types(known.get(key), root)
-            if said is not None:
-                allowed = STRING if said in SAID_STRING else allowed - STRING or frozenset([said])
-            closes = [close.replace("{key}", key) for close in form.close]
-            if allowed == STRING:
-                self._emit('"')
-                yield from self._raw(closes, form.trimmed, lambda text: self._emit(escaped(text)))
-                self._emit('"')
-            else:
-                text = yield from self._held_raw(closes, form.trimmed)
-                nested = form.nested and form.nested in text
-                self._emit(
-                    nested_value(text, form.nested or "", known.get(key), root) if nested else typed_value(text, allowed)
-                )
-        self._emit("{}" if before == "{" else "}")
-
-    def _held_raw(self, closes: Sequence[str], trimmed: bool) -> Waits[str]:
-        held: list[str] = []
-        try:
-            yield from self._raw(closes, trimmed, held.append)
-        except Wrong:
-            self._emit("".join(held))
-            raise
-        return "".join(held)
-
-    def _raw(self, closes: Sequence[str], trimmed: bool, emit: Callable[[str], None]) -> Waits[None]:
-        """A parameter's text, up to what closes it."""
-        source = self.source
-        if trimmed:
-            yield from source.skip("\n")
-        ends = [*("\n" + close for close in closes if trimmed), *closes]
-        firsts = {end[0] for end in ends}
-        while (yield from source.peek()):
-            for end in ends:
-                if (yield from source.skip(end)):
-                    return
-            start, stop = source.pos, source.pos + 1
-            while stop < len(source.text) and source.text[stop] not in firsts:
-                stop += 1
-            source.pos = stop
-            emit(source.text[start:stop])
-        raise Wrong
-
     # A JSON object with name and arguments
 
-    def _object(self, form: CallObject) -> Waits[None]:
+    def _object(self, form: p.CallObject) -> Waits[None]:
         source, first, held = self.source, True, None
         yield from source.expect("{")
         while True:
@@ -214,7 +145,7 @@ class CallReader:
                 yield from source.expect(",")
                 yield from source.spaces()
             first = False
-            key = json.loads((yield from self._text()))
+            key = loaded((yield from self._text()))
             yield from source.spaces()
             yield from source.expect(":")
             yield from source.spaces()
@@ -228,9 +159,9 @@ class CallReader:
                 if self._name is not None and not form.late_id:
                     self._emit(held)
             elif key == form.name:
-                self._called(json.loads((yield from self._text())))
+                self._called(loaded((yield from self._text())))
             elif key == form.id and not self._begun:
-                self._id = (yield from self._held()).strip('"') or None
+                self._id = str(loaded((yield from self._held()))) or None
             elif key in MEANS_NOTHING or key == form.id:
                 yield from self._held()
             else:
@@ -255,9 +186,13 @@ class CallReader:
         """An object; one written within a string is read, too, and null is none."""
         text = yield from self._held()
         if text.startswith('"'):
-            text = to_json(json.loads(text), JSON) or ""
+            text = to_json(loaded(text), JSON) or ""
         if text == "null":
             text = "{}"
         if not text.startswith("{"):
             raise Wrong
         return text
+
+
+def is_of_word(character: str) -> bool:
+    return character.isalnum() or character in "_-."

@@ -136,6 +136,8 @@ class ReplyParser:
         return ChatDelta(content=self._content.take(), reasoning=self._reasoning.take(), tool_calls=tuple(calls))
 
     def _begin_call(self, name: str, id: str | None) -> None:
+        if id in (call.id for call in self._calls):
+            id = None
         self._calls.append(_Call(id or self._new_id(len(self._calls), name), name, [], []))
 
     def _add_arguments(self, text: str) -> None:
@@ -195,8 +197,9 @@ class ReplyParser:
         source, text = self._source, self._reasoning
         text.tag()
         opening = self.format.thinking[0] if self.format.thinking else ""
-        yield from source.spaces()
-        yield from source.skip(opening)
+        if not (yield from source.skip(opening)):
+            yield from source.spaces()
+            yield from source.skip(opening)
         while (yield from source.peek()):
             source.text, source.pos = source.text[source.pos :], 0
             if (yield from source.skip(close)):

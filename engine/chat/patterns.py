@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from mixkv.engine.chat.values import GEMMA, JSON, PYTHON, Dialect
+from mixkv.engine.chat.values import JSON, PYTHON, Dialect
 
 
 class Mark(Enum):
-    """Places in a pattern: spaces, if any; the function's name; a word or number that means nothing."""
+    """Places in a pattern: spaces, if any; the function's name; a word of letters, digits, "_", "-", "."; a number."""
 
     SPACES = auto()
     NAME = auto()
     WORD = auto()
+    DIGITS = auto()
 
 
-SPACES, NAME, WORD = Mark.SPACES, Mark.NAME, Mark.WORD
+SPACES, NAME, WORD, DIGITS = Mark.SPACES, Mark.NAME, Mark.WORD, Mark.DIGITS
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,13 @@ class Maybe:
     """Something that may be left out; known by its first literal."""
 
     pattern: Pattern
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some texts; what models are trained to write stands first."""
+
+    texts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,18 +79,20 @@ class Parameters:
 
 @dataclass(frozen=True)
 class CallObject:
-    """A JSON object that says name and arguments. late_id: the id stands last, so that nothing is known before the end.
-    lenient: the arguments may be left out where they are none. keyed: the name is the arguments' key."""
+    """A JSON object that says name and arguments; what models are trained to write stands first. late_id: the id stands
+    last, so that nothing is known before the end; early_id: it stands first. lenient: the arguments may be left out
+    where they are none. keyed: the name is the arguments' key."""
 
     name: str = "name"
     arguments: tuple[str, ...] = ("arguments", "parameters")
     id: str = "id"
     late_id: bool = False
+    early_id: bool = False
     lenient: bool = True
     keyed: bool = False
 
 
-Element = str | Mark | Maybe | Identity | Arguments | Keywords | Parameters | CallObject
+Element = str | Mark | Maybe | OneOf | Identity | Arguments | Keywords | Parameters | CallObject
 Pattern = tuple[Element, ...]
 
 
@@ -105,33 +114,3 @@ class Calls:
         if isinstance(start, CallObject):
             return "{"
         return start if isinstance(start, str) else ""
-
-
-def literals(pattern: Pattern) -> Iterator[str]:
-    """Every text in a pattern."""
-    for element in pattern:
-        if isinstance(element, str):
-            yield element
-        elif isinstance(element, Maybe | Identity):
-            yield from literals(element.pattern)
-        elif isinstance(element, Parameters):
-            yield from (element.open, *literals(element.mid), *element.close, element.last)
-
-
-__all__ = [
-    "GEMMA",
-    "JSON",
-    "NAME",
-    "PYTHON",
-    "SPACES",
-    "WORD",
-    "Arguments",
-    "CallObject",
-    "Calls",
-    "Identity",
-    "Keywords",
-    "Maybe",
-    "Parameters",
-    "Pattern",
-    "literals",
-]

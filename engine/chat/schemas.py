@@ -70,3 +70,9 @@ def fits(value: Any, allowed: frozenset[str]) -> bool:
     """Whether a value is of one of the types."""
     name = TYPES.get(type(value), "object")
     return name in allowed or (name == "integer" and "number" in allowed)
+
+
+def required(schema: Any, root: Schema) -> frozenset[str]:
+    """The properties that an object must have."""
+    found = resolved(schema, root).get("required")
+    return frozenset(name for name in found if isinstance(name, str)) if isinstance(found, list) else frozenset()

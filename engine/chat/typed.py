@@ -30,8 +30,8 @@ def typed_value(text: str, allowed: frozenset[str]) -> str:
 
 
 def nested_value(text: str, mark: str, schema: Any, root: Schema) -> str:
-    """A text of tags as JSON: <mark><a>1<mark></a> is an object, <mark><item>1<mark></item> a list. Wrong where the tags
-    do not match."""
+    """A text of tags as JSON: <mark><a>1<mark></a> is an object, <mark><item>1<mark></item> a list. Wrong where the
+    tags do not match."""
     head, *pieces = text.split(mark)
     if not pieces:
         return typed_value(text, allowed_types(schema, root))
@@ -56,6 +56,8 @@ def _tags(pieces: list[str], mark: str, schema: Any, root: Schema, depth: int) -
             raise Wrong
         if pieces[-1].startswith("</"):
             values.append(typed_value(text, allowed_types(inner, root)))
+        elif text.strip():
+            raise Wrong
         else:
             values.append(_tags(pieces, mark, inner, root, depth + 1))
         if not pieces or pieces.pop().rstrip() != f"</{name}>":

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from mixkv.engine.chat.source import Source, Waits, Wrong
 
@@ -21,8 +22,8 @@ HEX = re.compile(r"[0-9a-fA-F]*")
 
 @dataclass(frozen=True)
 class Dialect:
-    """How values are written. quotes: what begins and ends a string; escapes: whether a backslash means something in it;
-    verbatim: it is JSON already, spaces and all; bare_keys: keys of objects stand without quotes."""
+    """How values are written. quotes: what begins and ends a string; escapes: whether a backslash means something in
+    it; verbatim: it is JSON already, spaces and all; bare_keys: keys of objects stand without quotes."""
 
     words: dict[str, str] = field(hash=False)
     quotes: tuple[str, ...] = ('"',)
@@ -47,8 +48,8 @@ def escaped(text: str) -> str:
 
 
 class ValueReader:
-    """Reads values from a source. What is accepted goes to `emit` at once, after it was read: text that goes wrong later
-    was a JSON text's beginning until there. A text that ends early has all of it emitted."""
+    """Reads values from a source. What is accepted goes to `emit` at once, after it was read: text that goes wrong
+    later was a JSON text's beginning until there. A text that ends early is Wrong, after all of it was emitted."""
 
     def __init__(self, source: Source, emit: Emit, dialect: Dialect = JSON) -> None:
         self.source, self.emit, self.dialect = source, emit, dialect
@@ -149,18 +150,16 @@ class ValueReader:
 
     def _word(self) -> Waits[None]:
         text = yield from self._match(WORD)
-        if text in self.dialect.words:
-            self.emit(self.dialect.words[text])
-        elif NUMBER.fullmatch(text):
-            self.emit(text)
-        elif self._ended() and (NUMBER_BEGUN.fullmatch(text) or any(w.startswith(text) for w in self.dialect.words)):
+        words = self.dialect.words
+        if text in words or NUMBER.fullmatch(text):
+            self.emit(words.get(text, text))
+            return
+        begun = NUMBER_BEGUN.fullmatch(text) or any(word.startswith(text) for word in words)
+        if begun and self.source.ended and self.source.pos == len(self.source.text):
             self.emit(text)
         else:
             self.source.pos -= len(text)
-            raise Wrong
-
-    def _ended(self) -> bool:
-        return self.source.ended and self.source.pos == len(self.source.text)
+        raise Wrong
 
     def _string(self, quote: str) -> Waits[None]:
         source, escapes = self.source, self.dialect.escapes
@@ -215,6 +214,14 @@ class ValueReader:
         return found is not None and found.end() == min(len(self.source.text), start + count)
 
 
+def loaded(text: str) -> Any:
+    """What a JSON text says. Wrong where it says nothing that Python can hold, as numbers of thousands of digits."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Wrong from None
+
+
 def to_json(text: str, dialect: Dialect) -> str | None:
     """The JSON of a text that is one whole value; None where it is none."""
     source, found = Source(), list[str]()
@@ -222,13 +229,7 @@ def to_json(text: str, dialect: Dialect) -> str | None:
     try:
         for _ in ValueReader(source, found.append, dialect).value():
             raise AssertionError("all of the text is there")
+        loaded("".join(found))
     except Wrong:
         return None
-    whole = "".join(found)
-    if source.pos != len(source.text):
-        return None
-    try:
-        json.loads(whole)
-    except (ValueError, RecursionError):
-        return None
-    return whole
+    return "".join(found) if source.pos == len(source.text) else None
