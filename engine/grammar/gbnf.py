@@ -103,7 +103,7 @@ class _Reader:
                 least, most = 0, 1
             else:
                 return part
-            part = Node("repeat", parts=[part], least=least, most=most)
+            part = Node("text") if most == 0 else Node("repeat", parts=[part], least=least, most=most)
             self._skip(lines=nested)
 
     def _class(self) -> Node:

@@ -35,7 +35,8 @@ def grammar_of(params: SamplingParams) -> tuple[str, str]:
     name, value = params.constraint, getattr(params, params.constraint)
     if name == "json_schema":
         _refuse_old_bounds(value)
-        return name, matcher.grammar_from_json_schema(json.dumps(value), defaults={"whitespace_pattern": SPACE})
+        own = {} if "whitespace_flexible" in str(value.get("x-guidance")) else {"whitespace_pattern": SPACE}
+        return name, matcher.grammar_from_json_schema(json.dumps(value), defaults=own)
     if name == "regex":
         return name, matcher.grammar_from_regex(value)
     return name, matcher.grammar_from_lark(gbnf_to_lark(value) if is_gbnf(value) else value)
