@@ -124,3 +124,18 @@ class Script(Processor):
 
     def accept(self, token: int) -> None:
         assert token == self._ids.pop(0)
+
+
+class Begin(Script):
+    """Makes a reply begin with a text; what follows is the model's own."""
+
+    def __init__(self, words: Tokenizer, text: str) -> None:
+        super().__init__(words, text)
+        del self._ids[-1]
+
+    def mask(self, logits: F32) -> F32:
+        return super().mask(logits) if self._ids else logits
+
+    def accept(self, token: int) -> None:
+        if self._ids:
+            super().accept(token)

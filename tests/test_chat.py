@@ -139,8 +139,8 @@ def test_ten_turns_compute_each_turn_once(template: str | None) -> None:
 
 def test_old_thoughts_that_a_template_drops_are_computed_from_there(tmp_path: Path) -> None:
     """Templates leave thoughts out of what was said before: the cache counts up to the first difference."""
-    drops = CHATML.replace("{{ m.content }}", "{% if loop.last and m.thinking %}<think>{{ m.thinking }}</think>{% endif %}"
-                                              "{{ m.content }}")  # fmt: skip
+    thoughts = "{% if loop.last and m.thinking %}<think>{{ m.thinking }}</think>{% endif %}"
+    drops = CHATML.replace("{{ m.content }}", thoughts + "{{ m.content }}")
     with mixkv.load(chat_model(tmp_path / "drops.gguf", drops, TAGS)) as llm:
         first = say(llm, HELLO, "<think>hm hm</think>hello")
         assert first.message.reasoning == "hm hm"
@@ -190,11 +190,9 @@ def test_templates_of_the_file_and_of_the_caller(tmp_path: Path) -> None:
         assert llm.apply_chat_template(HELLO, chat_template="zephyr").startswith("<|user|>\nhello")
         (tmp_path / "own.jinja").write_text("P{{ messages[0].content }}")
         assert llm.apply_chat_template(HELLO, chat_template=tmp_path / "own.jinja") == "Phello"
-        with pytest.raises(
-            mixkv.ConfigError, match="no chat template is called 'zephyrus': known are default, tool_use"
-        ):
+        with pytest.raises(mixkv.ConfigError, match="'zephyrus': known are default, tool_use"):
             llm.apply_chat_template(HELLO, chat_template="zephyrus")
-        with pytest.raises(mixkv.InputError, match="none.jinja cannot be read: No such file"):
+        with pytest.raises(mixkv.InputError, match=r"none.jinja cannot be read: No such file"):
             llm.apply_chat_template(HELLO, chat_template=tmp_path / "none.jinja")
         with pytest.raises(mixkv.ConfigError, match="must be a name"):
             llm.apply_chat_template(HELLO, chat_template=5)  # type: ignore[call-overload]

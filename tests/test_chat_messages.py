@@ -117,7 +117,7 @@ def test_what_a_response_format_asks_for() -> None:
     plain, schema = ReplyFormat(), {"type": "object", "properties": {"a": {"type": "integer"}}}
 
     def held(given: dict[str, Any] | None, tools: list[dict[str, Any]] | None = None, choice: str = "auto") -> object:
-        return constraint_options(plain, tools, choice, given)
+        return constraint_options(plain, tools, choice, given, {})
 
     assert held(None) == held({"type": "text"}) == {}
     assert held({"type": "json_object"}) == {"json_schema": {"type": "object"}}

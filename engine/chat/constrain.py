@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mixkv.engine.chat.formats import ReplyFormat
 from mixkv.engine.chat.messages import Json
 from mixkv.engine.decode import Processor
@@ -38,14 +40,16 @@ def checked_choice(choice: ToolChoice | None, tools: Sequence[Json] | None) -> s
 
 
 def constraint_options(
-    format: ReplyFormat, tools: list[Json] | None, choice: str | Json, response_format: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """The settings of SamplingParams that hold a reply to what was asked for; none where it is free."""
+    format: ReplyFormat, tools: list[Json] | None, choice: str | Json, response_format: Mapping[str, Any] | None,
+    controls: Mapping[str, int],
+) -> dict[str, Any]:  # fmt: skip
+    """The settings of SamplingParams that hold a reply to what was asked for; none where it is free. controls: the
+    tokenizer's `control_tokens`."""
     schema = _schema(response_format)
     if choice == "required" or isinstance(choice, dict):
         if schema is not None:
             raise InputError("tool_choice asks for a call and response_format for JSON: give one of them")
-        return {"grammar": format.tool_grammar(tools or [], choice)}
+        return {"grammar": format.tool_grammar(tools or [], choice, controls)}
     if schema is None:
         return {}
     if tools:
@@ -75,34 +79,39 @@ def _schema(response_format: Mapping[str, Any] | None) -> Json | None:
 
 
 class AfterThoughts(Processor):
-    """A constraint for a model that may think first or not: it holds at once, but that `opening` may come in its place,
-    and then from where thinking has ended.
+    """A constraint for a model that may think first or not: it holds at once, but that thinking may be opened in its
+    place, and then from where thinking has ended.
 
-    opening: the id of the token that opens thinking. now, later: make the constraint that holds at once, and the one
-    that waits for the end of thinking.
+    opening: the tokens that open thinking. now, later: make the constraint that holds at once, and the one that waits
+    for the end of thinking.
     """
 
-    def __init__(self, opening: int, now: Callable[[], Processor], later: Callable[[], Processor]) -> None:
+    def __init__(self, opening: Sequence[int], now: Callable[[], Processor], later: Callable[[], Processor]) -> None:
         self.ended = False
-        self._opening, self._later = opening, later
+        self._opening, self._later = list(opening), later
         self._inner, self._begun = now(), False
 
     def mask(self, logits: F32) -> F32:
         """See `Processor`."""
-        masked = self._inner.mask(logits)
-        if not self._begun:
-            masked = masked.copy()
-            masked[self._opening] = logits[self._opening]
+        if self._begun and not self._opening:
+            return self._inner.mask(logits)
+        masked = np.full_like(logits, -np.inf) if self._begun else self._inner.mask(logits).copy()
+        masked[self._opening[0]] = logits[self._opening[0]]
         return masked
 
     def accept(self, token: int) -> None:
         """See `Processor`."""
-        if not self._begun and token == self._opening:
-            self._inner = self._later()
-        self._begun = True
+        if not self._begun:
+            if token == self._opening[0]:
+                self._inner = self._later()
+            else:
+                self._opening = []
+        self._begun, self._opening = True, self._opening[1:]
         self._inner.accept(token)
         self.ended = self._inner.ended
 
     def forced(self) -> Sequence[int]:
         """See `Processor`."""
-        return self._inner.forced() if self._begun else ()
+        if self._begun:
+            return self._opening or self._inner.forced()
+        return ()

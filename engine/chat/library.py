@@ -57,7 +57,7 @@ class ChatTemplates:
         if wanted not in names():
             known = ", ".join([*self.of_file, *names()])
             raise ConfigError(f"no chat template is called {wanted[:60]!r}: known are {known}; or give one as text")
-        return self._template(wanted, builtin_source(wanted), builtin_stops(wanted, self._tokenizer.control_texts))
+        return self._template(wanted, builtin_source(wanted), builtin_stops(wanted, self._tokenizer.control_tokens))
 
     def _default(self, tools: bool) -> ChatTemplate:
         here = self.of_file

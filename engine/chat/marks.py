@@ -10,7 +10,7 @@ one counts: the template has not seen control tokens in message texts, and none 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,7 @@ def choose_mark(*values: object) -> str:
 
 
 def rendered_with_marks(
-    render: Callable[[Any], str], value: Any, controls: Sequence[str], mark: str, splits: Callable[[str], list[int]]
+    render: Callable[[Any], str], value: Any, controls: Collection[str], mark: str, splits: Callable[[str], list[int]]
 ) -> Rendered:
     """Render `value` with its texts marked. controls: the texts of control tokens. splits: ids of the control tokens
     in a marked rendering. mark: stands nowhere in the value (`choose_mark`)."""

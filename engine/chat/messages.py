@@ -29,9 +29,11 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 
 @dataclass(frozen=True)
 class Wants:
-    """How a template wants what can be said in several ways. parts: content as a list of text parts. null: the content
-    of a message of calls as null, and not as "". text_arguments: a call's arguments as JSON text. short_ids: a call's id
-    as 9 letters and digits."""
+    """How a template wants what can be said in several ways.
+
+    parts: content as a list of text parts. null: the content of a message of calls as null, and not as "".
+    text_arguments: a call's arguments as JSON text. short_ids: a call's id as 9 letters and digits.
+    """
 
     parts: bool = False
     null: bool = False

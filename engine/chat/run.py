@@ -21,6 +21,7 @@ from mixkv.engine.decode import Processor
 from mixkv.engine.loaded import Loaded
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.sequence import Progress
+from mixkv.engine.tokenizer.base import Tokenizer
 
 
 def start(
@@ -46,13 +47,13 @@ def start(
     ids = prompt.ids
     if shared.prefix_reuse == "on":
         ids = shared.chat_templates.replies.as_generated(ids, llm._cached_tokens())
-    held = constraint_options(format, offered, choice, response_format)
+    held = constraint_options(format, offered, choice, response_format, shared.tokenizer.control_tokens)
     chosen = replace(params, skip_special_tokens=False, stop=(*params.stop, *template.stop), **held)
     thinking = prompt.is_open(format.thinking)
     starts_after = format.thinking[1] if thinking and format.thinking and chosen.constraint else None
     if chosen.constraint and not thinking and enable_thinking is not False and not continue_final_message:
-        opening = _opening_token(format, prompt.opening, shared)
-        if opening is not None:
+        opening = _opening_tokens(format, prompt.opening, shared.tokenizer)
+        if opening:
             processors = (_after_thoughts(shared, chosen, format, opening), *processors)
             chosen = replace(chosen, json_schema=None, regex=None, grammar=None)
     generation = llm._generation(ids, False, progress, chosen, {}, processors, starts_after=starts_after)
@@ -64,16 +65,16 @@ def start(
     )  # fmt: skip
 
 
-def _opening_token(format: ReplyFormat, opening: str, shared: Loaded) -> int | None:
-    """The token with which the model may begin to think by itself; None where it does not, or where the prompt has
-    ended thinking already."""
+def _opening_tokens(format: ReplyFormat, opening: str, tokenizer: Tokenizer) -> list[int]:
+    """The tokens with which the model may begin to think by itself; none where it does not, where the prompt has ended
+    thinking already, or where they begin like other text."""
     if format.thinking is None or format.thinking[1] in opening:
-        return None
-    first = shared.tokenizer.split(format.thinking[0], parse_special=True)[0]
-    return first if isinstance(first, int) else None
+        return []
+    parts = tokenizer.split(format.thinking[0], parse_special=True)
+    return tokenizer.encode_parts(parts) if isinstance(parts[0], int) else []
 
 
-def _after_thoughts(shared: Loaded, params: SamplingParams, format: ReplyFormat, opening: int) -> Processor:
+def _after_thoughts(shared: Loaded, params: SamplingParams, format: ReplyFormat, opening: list[int]) -> Processor:
     assert format.thinking is not None
     close = format.thinking[1]
     return AfterThoughts(

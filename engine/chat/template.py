@@ -142,7 +142,7 @@ class ChatTemplate:
 
         tokenizer = self._tokenizer
         return rendered_with_marks(
-            render, value, tokenizer.control_texts, mark, lambda text: control_ids(text, tokenizer)
+            render, value, tokenizer.control_tokens, mark, lambda text: control_ids(text, tokenizer)
         )
 
     def _continued(

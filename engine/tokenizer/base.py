@@ -140,9 +140,9 @@ class Tokenizer(ABC):
         return sorted(cuts, key=lambda cut: (-len(self._tokens[cut[1]]), cut[1]))
 
     @cached_property
-    def control_texts(self) -> tuple[str, ...]:
-        """The texts that become control tokens where `parse_special` is set, longest first."""
-        return tuple(text for text, i in self._all_cuts if i in self._special)
+    def control_tokens(self) -> dict[str, int]:
+        """The texts that become control tokens where `parse_special` is set, longest first, and their ids."""
+        return {text: i for text, i in self._all_cuts if i in self._special}
 
     def split(self, text: str, *, parse_special: bool) -> list[str | int]:
         """The text in order, as stretches of plain text (never empty, never two in a row) and ids of the tokens that
