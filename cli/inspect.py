@@ -16,6 +16,7 @@ import numpy as np
 import typer
 
 from mixkv.cli.flags import flag, with_flags
+from mixkv.cli.inspect_chat import chat_table
 from mixkv.cli.terminal import DONE, harmless
 from mixkv.kernels.errors import ConfigError, MixkvError
 
@@ -90,6 +91,7 @@ def describe(gguf: GGUFFile, *, tensors: bool = False, kv_plan: bool = False) ->
 
     report: dict[str, Any] = {"path": str(gguf.path), "problem": None, "config": None, "memory": []}
     report["metadata"] = {key: _shortened(gguf, key) for key in gguf.metadata}
+    report["chat"] = chat_table(gguf)
     try:
         config = read_config(gguf)
         report["config"] = _jsonable(config_table(config))
@@ -216,6 +218,7 @@ def _print_report(report: dict[str, Any]) -> None:
     if report["problem"]:
         print(f"mixkv cannot run this model: {harmless(report['problem'])}")
     _print_table("Metadata", ("key", "value"), ((key, _text(value)) for key, value in report["metadata"].items()))
+    _print_table("Replies", ("", ""), ((key, value or "none") for key, value in report["chat"].items()))
     if report["config"]:
         common = ((key, _text(value)) for key, value in report["config"].items() if key != "layers")
         parts = ("layers", "mixer", "ffn", "norms")

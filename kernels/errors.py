@@ -43,5 +43,9 @@ class OutOfMemoryError(MixkvError, MemoryError):
     """
 
 
+class NoMatch(MixkvError):
+    """A reply's text is not, or no longer, what a format of calls looks like; caught where replies are read."""
+
+
 class MixkvWarning(UserWarning):
     """Something in a file was replaced by a default; results may differ from what the file's maker meant."""

@@ -63,6 +63,22 @@ def test_for_people_there_are_tables_and_every_tensor_on_request() -> None:
         assert all(f" {name} " in text for name in gguf.tensors)
 
 
+def test_how_a_model_writes_its_replies_is_shown(tmp_path: Path) -> None:
+    """A template whose format of calls is not recognised would only show when a call is taken for text."""
+    metadata, tensors = tiny_llama()
+    path = tmp_path / "chat.gguf"
+    for template, said in (
+        ("<tool_call>{{ x }}</tool_call> <think>", {"tool_calls": "hermes", "thinking": "<think> ... </think>"}),
+        ("{{ x }}", {"tool_calls": "plain", "thinking": None}),
+        (7, {"tool_calls": "plain", "thinking": None}),
+    ):
+        write_gguf(path, metadata | {"tokenizer.chat_template": template}, tensors)
+        assert json.loads(run("inspect", str(path), "--json").out)["chat"] == said
+        lines = [line.split() for line in run("inspect", str(path)).out.decode().splitlines()]
+        assert ["tool_calls", said["tool_calls"]] in lines
+        assert ["thinking", *(said["thinking"] or "none").split()] in lines
+
+
 def test_a_file_that_mixkv_cannot_run_is_shown_with_the_reason_and_cannot_steer_the_terminal(tmp_path: Path) -> None:
     metadata, tensors = tiny_llama()
     metadata |= {"general.architecture": "mamba", "general.name": "\x1b[31mred [bold]name", "x.nan": np.float32("nan")}

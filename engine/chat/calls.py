@@ -8,8 +8,9 @@ from typing import Any
 from mixkv.engine.chat import patterns as p
 from mixkv.engine.chat.parameters import ParameterReader
 from mixkv.engine.chat.schemas import functions
-from mixkv.engine.chat.source import Source, Waits, Wrong
+from mixkv.engine.chat.source import Source, Waits
 from mixkv.engine.chat.values import JSON, ValueReader, loaded, to_json
+from mixkv.kernels.errors import NoMatch
 
 MEANS_NOTHING = ("type", "id", "index")
 """Keys that models write into calls beside those they should."""
@@ -17,7 +18,7 @@ MEANS_NOTHING = ("type", "id", "index")
 
 class CallReader:
     """Reads calls and tells of them: `begin(name, id)` once a call's name and the beginning of its arguments are read,
-    then `arguments(JSON text)` as it comes. Wrong before that is no call; after that, the call stays as far as it was
+    then `arguments(JSON text)` as it comes. NoMatch before that is no call; after that, the call stays as far as it was
     right.
 
     kept: up to where the text stands in what was told; None as long as nothing was.
@@ -36,7 +37,7 @@ class CallReader:
         self._forget()
 
     def read(self, calls: p.Calls) -> Waits[None]:
-        """The calls from here to their end. Wrong where they end otherwise."""
+        """The calls from here to their end. NoMatch where they end otherwise."""
         self.kept = None
         self._forget()
         yield from self._elements(calls.begin)
@@ -56,7 +57,7 @@ class CallReader:
     def _emit(self, text: str) -> None:
         if not self._begun:
             if self._name is None:
-                raise Wrong
+                raise NoMatch
             self._begun = True
             self._tell_begin(self._name, self._id)
         self._tell_arguments(text)
@@ -72,7 +73,7 @@ class CallReader:
         before = self.source.pos, self.kept
         try:
             yield from self._elements(pattern)
-        except Wrong:
+        except NoMatch:
             self.source.pos, self.kept = before
             return False
         return True
@@ -92,12 +93,12 @@ class CallReader:
                     break
                 source.pos += 1
             if source.pos == start:
-                raise Wrong
+                raise NoMatch
         elif isinstance(element, p.OneOf):
             for text in element.texts:
                 if (yield from source.skip(text)):
                     return
-            raise Wrong
+            raise NoMatch
         elif isinstance(element, p.Maybe):
             yield from self._attempt(element.pattern)
         elif isinstance(element, p.Identity):
@@ -107,7 +108,7 @@ class CallReader:
         elif isinstance(element, p.Arguments):
             yield from source.spaces()
             if not (yield from source.at("{")):
-                raise Wrong
+                raise NoMatch
             yield from ValueReader(source, self._emit, element.dialect).value()
         elif isinstance(element, p.Keywords):
             yield from ValueReader(source, self._emit, element.dialect).arguments(element.end)
@@ -129,7 +130,7 @@ class CallReader:
 
     def _called(self, name: Any) -> None:
         if not isinstance(name, str) or name not in self.tools or self._name is not None:
-            raise Wrong
+            raise NoMatch
         self._name = name
 
     # A JSON object with name and arguments
@@ -165,15 +166,15 @@ class CallReader:
             elif key in MEANS_NOTHING or key == form.id:
                 yield from self._held()
             else:
-                raise Wrong
+                raise NoMatch
         if not self._begun:
             if held is None and not form.lenient:
-                raise Wrong
+                raise NoMatch
             self._emit(held or "{}")
 
     def _text(self) -> Waits[str]:
         if not (yield from self.source.at('"')):
-            raise Wrong
+            raise NoMatch
         return (yield from self._held())
 
     def _held(self) -> Waits[str]:
@@ -190,7 +191,7 @@ class CallReader:
         if text == "null":
             text = "{}"
         if not text.startswith("{"):
-            raise Wrong
+            raise NoMatch
         return text
 
 

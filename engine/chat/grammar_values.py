@@ -124,7 +124,7 @@ def _of_type(rules: Rules, dialect: Dialect, name: str, schema: Schema, root: Sc
 def _listed(rules: Rules, values: Mapping[str, str], needed: frozenset[str], comma: str) -> str:
     """Values in their order with commas between them; those that are not needed may be left out."""
     first = later = EMPTY
-    for key, value in reversed(values.items()):
+    for key, value in reversed(list(values.items())):
         value = rules.add(value)
         alone, after = f"{value} {later}", f"{rules.literal(comma)} {value} {later}"
         maybe = key not in needed

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 from mixkv.engine.chat.patterns import Parameters, Pattern
 from mixkv.engine.chat.schemas import Schema, properties
-from mixkv.engine.chat.source import Source, Waits, Wrong
+from mixkv.engine.chat.source import Source, Waits
 from mixkv.engine.chat.typed import STRING, allowed_types, nested_value, typed_value
 from mixkv.engine.chat.values import Emit, escaped
+from mixkv.kernels.errors import NoMatch
 
 MAX_KEY = 256
 """Characters of a parameter's name; more is text that goes on."""
@@ -39,7 +40,7 @@ class ParameterReader:
                 yield from source.expect(form.typed)
                 said = yield from self._until(form.stop)
                 if said not in SAID:
-                    raise Wrong
+                    raise NoMatch
             else:
                 key = yield from self._until(form.stop)
             yield from self._elements(form.mid)
@@ -65,7 +66,7 @@ class ParameterReader:
         held: list[str] = []
         try:
             yield from self._raw(closes, trimmed, held.append)
-        except Wrong:
+        except NoMatch:
             self._emit("".join(held))
             raise
         return "".join(held)
@@ -86,13 +87,13 @@ class ParameterReader:
                 stop += 1
             source.pos = stop
             emit(source.text[start:stop])
-        raise Wrong
+        raise NoMatch
 
     def _until(self, stop: str) -> Waits[str]:
         source, start = self._source, self._source.pos
         while not (yield from source.at(stop)):
             character = yield from source.peek()
             if not character or character == "\n" or source.pos - start == MAX_KEY:
-                raise Wrong
+                raise NoMatch
             source.pos += 1
         return source.text[start : source.pos]

@@ -10,7 +10,8 @@ from typing import Any
 from mixkv.engine.chat.calls import CallReader
 from mixkv.engine.chat.formats import ReplyFormat
 from mixkv.engine.chat.reply import ChatDelta, ChatMessage, ToolCall, ToolCallDelta
-from mixkv.engine.chat.source import Source, Waits, Wrong
+from mixkv.engine.chat.source import Source, Waits
+from mixkv.kernels.errors import NoMatch
 
 PARAGRAPH = "\n\n"
 """Between two parts of a text with a call or a thought between them."""
@@ -136,7 +137,7 @@ class ReplyParser:
         return ChatDelta(content=self._content.take(), reasoning=self._reasoning.take(), tool_calls=tuple(calls))
 
     def _begin_call(self, name: str, id: str | None) -> None:
-        if id in (call.id for call in self._calls):
+        if id in [call.id for call in self._calls]:
             id = None
         self._calls.append(_Call(id or self._new_id(len(self._calls), name), name, [], []))
 
@@ -183,7 +184,7 @@ class ReplyParser:
             try:
                 yield from self._reader.read(form)
                 return True
-            except Wrong:
+            except NoMatch:
                 source.pos = self._reader.kept or 0
                 if source.pos:
                     return True

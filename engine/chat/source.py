@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import TypeVar
 
+from mixkv.kernels.errors import NoMatch
+
 T = TypeVar("T")
 Waits = Generator[None, None, T]
 """A reader: yields where it needs text that has not come yet, returns what it read."""
-
-
-class Wrong(Exception):
-    """The text is not what was looked for, or ended before it was."""
 
 
 class Source:
@@ -52,7 +50,7 @@ class Source:
 
     def expect(self, literal: str) -> Waits[None]:
         if not (yield from self.skip(literal)):
-            raise Wrong
+            raise NoMatch
 
     def spaces(self) -> Waits[str]:
         start, length = self.pos, 0

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from mixkv.engine.chat.schemas import Schema, fits, properties, resolved, types
-from mixkv.engine.chat.source import Wrong
 from mixkv.engine.chat.values import JSON, MAX_DEPTH, PYTHON, to_json
+from mixkv.kernels.errors import NoMatch
 
 STRING = frozenset(["string"])
 ITEM = "item"
@@ -30,17 +30,17 @@ def typed_value(text: str, allowed: frozenset[str]) -> str:
 
 
 def nested_value(text: str, mark: str, schema: Any, root: Schema) -> str:
-    """A text of tags as JSON: <mark><a>1<mark></a> is an object, <mark><item>1<mark></item> a list. Wrong where the
+    """A text of tags as JSON: <mark><a>1<mark></a> is an object, <mark><item>1<mark></item> a list. NoMatch where the
     tags do not match."""
     head, *pieces = text.split(mark)
     if not pieces:
         return typed_value(text, allowed_types(schema, root))
     if head.strip():
-        raise Wrong
+        raise NoMatch
     pieces.reverse()
     value = _tags(pieces, mark, schema, root, 0)
     if pieces:
-        raise Wrong
+        raise NoMatch
     return value
 
 
@@ -53,15 +53,15 @@ def _tags(pieces: list[str], mark: str, schema: Any, root: Schema, depth: int) -
         name, closed, text = pieces.pop().removeprefix("<").partition(">")
         inner = items if name == ITEM and name not in known else known.get(name)
         if not closed or not pieces or depth == MAX_DEPTH:
-            raise Wrong
+            raise NoMatch
         if pieces[-1].startswith("</"):
             values.append(typed_value(text, allowed_types(inner, root)))
         elif text.strip():
-            raise Wrong
+            raise NoMatch
         else:
             values.append(_tags(pieces, mark, inner, root, depth + 1))
         if not pieces or pieces.pop().rstrip() != f"</{name}>":
-            raise Wrong
+            raise NoMatch
         keys.append(name)
     if keys and all(key == ITEM for key in keys) and ITEM not in known:
         return f"[{', '.join(values)}]"

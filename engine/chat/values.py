@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixkv.engine.chat.source import Source, Waits, Wrong
+from mixkv.engine.chat.source import Source, Waits
+from mixkv.kernels.errors import NoMatch
 
 MAX_DEPTH = 64
 """Objects and lists within each other; more is no call that anyone meant."""
@@ -49,7 +50,7 @@ def escaped(text: str) -> str:
 
 class ValueReader:
     """Reads values from a source. What is accepted goes to `emit` at once, after it was read: text that goes wrong
-    later was a JSON text's beginning until there. A text that ends early is Wrong, after all of it was emitted."""
+    later was a JSON text's beginning until there. A text that ends early is NoMatch, after all of it was emitted."""
 
     def __init__(self, source: Source, emit: Emit, dialect: Dialect = JSON) -> None:
         self.source, self.emit, self.dialect = source, emit, dialect
@@ -60,7 +61,7 @@ class ValueReader:
         first = yield from self.source.peek()
         if first in ("{", "["):
             if depth == MAX_DEPTH:
-                raise Wrong
+                raise NoMatch
             yield from self._members(first, depth + 1)
         elif quote := (yield from self._quote()):
             yield from self._string(quote)
@@ -117,10 +118,10 @@ class ValueReader:
         elif self.dialect.bare_keys:
             name = yield from self._match(WORD)
             if not name:
-                raise Wrong
+                raise NoMatch
             self.emit(json.dumps(name, ensure_ascii=False))
         else:
-            raise Wrong
+            raise NoMatch
         yield from self._spaces()
         yield from self.source.expect(":")
         self.emit(":" if self.dialect.verbatim else ": ")
@@ -159,7 +160,7 @@ class ValueReader:
             self.emit(text)
         else:
             self.source.pos -= len(text)
-        raise Wrong
+        raise NoMatch
 
     def _string(self, quote: str) -> Waits[None]:
         source, escapes = self.source, self.dialect.escapes
@@ -179,7 +180,7 @@ class ValueReader:
             else:
                 source.pos += 1
                 self.emit(escaped(character))
-        raise Wrong
+        raise NoMatch
 
     def _escape(self) -> Waits[None]:
         """A backslash and what belongs to it. One that means nothing is a backslash, as the model will have meant."""
@@ -215,11 +216,11 @@ class ValueReader:
 
 
 def loaded(text: str) -> Any:
-    """What a JSON text says. Wrong where it says nothing that Python can hold, as numbers of thousands of digits."""
+    """What a JSON text says. NoMatch where it says nothing that Python can hold, as numbers of thousands of digits."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        raise Wrong from None
+        raise NoMatch from None
 
 
 def to_json(text: str, dialect: Dialect) -> str | None:
@@ -230,6 +231,6 @@ def to_json(text: str, dialect: Dialect) -> str | None:
         for _ in ValueReader(source, found.append, dialect).value():
             raise AssertionError("all of the text is there")
         loaded("".join(found))
-    except Wrong:
+    except NoMatch:
         return None
     return "".join(found) if source.pos == len(source.text) else None
