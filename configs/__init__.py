@@ -27,6 +27,7 @@ TABLES: dict[str, tuple[str, ...]] = {
         *("dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers"),
         *("xtc_probability", "xtc_threshold", "mirostat", "mirostat_lr", "mirostat_ent"),
         *("samplers", "logit_bias", "seed", "stop", "ignore_eos", "logprobs", "skip_special_tokens", "draft"),
+        *("json_schema", "regex", "grammar"),
     ),
 }
 _MAX_BYTES = 1 << 20

@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
     [
         ("quickstart.py", "48 tokens, "),
         ("stream.py", " of them reused]"),
+        ("structured.py", "'kind': '"),
         ("flash_attention.py", "old keys in 4 bits:"),
     ],
 )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +25,7 @@ from mixkv.engine.tokenizer.bpe import ALPHABET
 HOT: dict[str, Any] = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 PERSON: dict[str, Any] = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 130}},
+    "properties": {"name": {"type": "string", "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
     "required": ["name", "age"],
     "additionalProperties": False,
     "x-guidance": {"whitespace_flexible": False},
@@ -54,7 +52,7 @@ def vocabulary(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_json_of_each_kind_fits_its_schema_whatever_is_drawn(vocabulary: GrammarVocabulary, kind: str) -> None:
-    """Noise in place of a model: a keyword that is read past, or a mask that is a token behind, shows in some of them."""
+    """Noise in place of a model: a keyword that is read past, or a mask that is a token late, shows in some."""
     schema = {"$defs": DEFS, **KINDS[kind]}
     ended = 0
     for seed in range(25):
@@ -145,10 +143,10 @@ def test_limits_and_stops_cut_forced_text_where_they_say(demo: mixkv.LLM) -> Non
 
 def test_a_text_ends_where_its_grammar_allows_it(demo: mixkv.LLM) -> None:
     """The end of the text is a token like others: likely too soon, or banned for ever."""
-    eager = {i: 1000.0 for i in demo.tokenizer.eog_ids}
+    eager = dict.fromkeys(demo.tokenizer.eog_ids, 1000.0)
     out = demo.generate("Once", regex="[ab]{3,5}c*", logit_bias=eager)
     assert len(out.text) in (3, 4) and out.finish_reason == "stop", "at the first chance; tokens may have two letters"
-    never = {i: -float("inf") for i in demo.tokenizer.eog_ids}
+    never = dict.fromkeys(demo.tokenizer.eog_ids, -float("inf"))
     for options in ({"logit_bias": never}, {"ignore_eos": True}):
         out = demo.generate("Once", regex="[ab]{3,5}", **options, seed=1)
         assert (len(out.text), out.finish_reason) == (5, "stop"), "nothing can follow the fifth"
@@ -260,66 +258,6 @@ def test_the_same_seed_gives_the_same_text_again(demo: mixkv.LLM) -> None:
     """A matcher that is kept from one generation to the next stands at the end of the last one."""
     first, again, other = (demo.generate("Once", json_schema=PERSON, **HOT, seed=s) for s in (11, 11, 12))
     assert first.tokens == again.tokens != other.tokens
-
-
-# What cannot be
-
-
-@pytest.mark.parametrize(
-    "settings, complaint",
-    [
-        ({"json_schema": {"type": "array", "uniqueItems": True}}, 'keywords that are not supported: "uniqueItems"'),
-        ({"json_schema": {"properties": {"a": {"not": {}}}}}, 'keywords that are not supported: "not"'),
-        ({"json_schema": {"if": {}, "then": {}}}, "not supported"),
-        ({"json_schema": {"type": "integer", "minimum": 3, "exclusiveMinimum": True}}, "#/exclusiveMinimum is true"),
-        ({"json_schema": {"type": "string", "format": "colour"}}, "Unknown format: colour"),
-        ({"json_schema": {"oneOf": [{"type": "string"}, {"enum": ["a"]}]}}, "use anyOf"),
-        ({"json_schema": {"$ref": "https://example.org/x"}}, "https://example.org/x"),
-        ({"json_schema": {"type": "integer", "minimum": 3, "maximum": 2}}, "minimum (3) is greater than maximum (2)"),
-        ({"json_schema": "{"}, "json_schema = '{': not JSON"),
-        ({"json_schema": [1]}, "expected an object"),
-        ({"json_schema": {"enum": [{1, 2}]}}, "not JSON"),
-        ({"regex": "a("}, "unclosed group"),
-        ({"regex": "(?=a)b"}, "look-around"),
-        ({"regex": ""}, "regex = ''"),
-        ({"regex": 5}, "regex = 5"),
-        ({"grammar": "start: b"}, "unknown name"),
-        ({"grammar": "root ::= b"}, "there is no rule 'b'"),
-        ({"regex": "a", "grammar": 'root ::= "a"'}, "regex and grammar both say"),
-    ],
-)
-def test_what_cannot_be_obeyed_is_refused_by_name(demo: mixkv.LLM, settings: dict[str, Any], complaint: str) -> None:
-    """A keyword that is read past gives JSON that the caller's validator refuses, one text in a thousand."""
-    with pytest.raises(mixkv.ConfigError) as caught:
-        demo.generate("Once", max_tokens=1, **settings)
-    assert complaint in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_a_schema_is_kept_as_it_was() -> None:
-    """A dict that its owner changes later must not change settings that are frozen; text is as good as a dict."""
-    mine = {"type": "object", "properties": {"b": {}, "a": {}}}
-    params = SamplingParams(json_schema=mine)
-    mine["type"] = "string"
-    assert params.json_schema == {"type": "object", "properties": {"b": {}, "a": {}}}
-    assert params == SamplingParams(json_schema=json.dumps(params.json_schema))
-
-
-def test_without_the_package_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, demo: mixkv.LLM) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance", None)
-    with pytest.raises(mixkv.ConfigError, match=re.escape("need llguidance: pip install 'mixkv[grammar]'")):
-        demo.generate("Once", regex="a")
-    wanted = [r for r in importlib.metadata.requires("mixkv") or [] if r.startswith("llguidance")]
-    assert any('extra == "grammar"' in r.replace("'", '"') for r in wanted)
-
-
-def test_a_vocabulary_that_cannot_write_it_says_so(tmp_path: Path) -> None:
-    """Without a token for some byte a text can come to a place where nothing fits: the model is not damaged."""
-    made = bpe_metadata()
-    tokens = made["tokenizer.ggml.tokens"]
-    made["tokenizer.ggml.tokens"] = [f"{t}§" if t == "q" else t for t in tokens]  # type: ignore[attr-defined]
-    tokenizer = tokenizer_of(tmp_path, made)
-    with pytest.raises(mixkv.MixkvError, match="regex: "):
-        drawn(constraint(GrammarVocabulary(tokenizer), regex="aq"), tokenizer, 0)
 
 
 def test_a_model_with_a_small_vocabulary(tmp_path: Path) -> None:
