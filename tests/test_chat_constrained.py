@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,8 @@ pytest.importorskip("llguidance", reason="llguidance is not installed")
 
 HOT: dict[str, Any] = {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "max_tokens": 300}
 SCHEMA = {
-    "type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}, "n": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "n": {"type": "integer", "minimum": 0, "maximum": 9}},
     "required": ["city", "n"], "additionalProperties": False, "x-guidance": {"whitespace_flexible": False},
 }  # fmt: skip
 WANTED = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}

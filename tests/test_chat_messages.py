@@ -154,7 +154,7 @@ TWO_TURNS: dict[str, str] = {
 
 @pytest.mark.parametrize("name", names())
 def test_built_in_templates(name: str) -> None:
-    """The formats as their models were trained on them; each has all that was said, in order, and goes on from a turn."""
+    """The formats as their models were trained on them; each has all that was said, in order, and turns go on."""
     chosen = ChatTemplate(builtin_source(name), tokenizer())
     said = [{"role": "system", "content": "S"}, user("A"), {"role": "assistant", "content": "B"}, user("C")]
     text = chosen.render(said).text

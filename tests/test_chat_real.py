@@ -54,7 +54,7 @@ def test_ten_turns_of_a_small_model_compute_each_turn_once(smol: mixkv.LLM) -> N
 
 
 def test_two_conversations_at_once(smol: mixkv.LLM) -> None:
-    """Threads share the process that renders, the replies that are remembered, and the sequences: nothing gets mixed."""
+    """Threads share the process that renders, the replies that are remembered, and the sequences: nothing is mixed."""
     asked = ["Name a colour.", "Name an animal."]
     alone = [smol.chat([{"role": "user", "content": text}], **GREEDY).message for text in asked]
     found: dict[int, list[mixkv.ChatMessage]] = {0: [], 1: []}

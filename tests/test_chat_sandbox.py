@@ -30,7 +30,7 @@ HOSTILE = {
     "a wide format": (f"{{{{ '%{BIG}d' % 1 }}}}", "needs more than 192 MiB"),
     "a wide filter": (f"{{{{ 'x' | center({BIG}) }}}}", "needs more than 192 MiB"),
     "a large power": ("{{ 7 ** (7 ** 20) }}", "takes longer|needs more"),
-    "slow text": ("{{ ((('ab' * 99999) | wordwrap(1) | upper) * 9) | wordwrap(1) | length }}" * 9, "takes longer|needs"),
+    "slow text": ("{{ ((('ab' * 99999) | wordwrap(1)) * 9) | wordwrap(1) | length }}" * 9, "takes longer|needs more"),
     "huge output": ("{% for i in range(99999) %}{% for j in range(99999) %}12345678{% endfor %}{% endfor %}",
                     "writes more than 16777216 characters"),
     "recursion": ("{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}", "calls itself too often"),

@@ -1,6 +1,6 @@
 """Chat templates of published models render as in Hugging Face's `transformers`; what differs stands here.
 
-tests/data/chat_templates.json holds the first 12 digits of the SHA-256 of each text that transformers 5.24 renders for the
+tests/data/chat_templates.json: the first 12 digits of the SHA-256 of each text that transformers 5.24 renders for the
 cases of chat_cases.py (`render_jinja_template` with `add_generation_prompt`, BOS <s>, EOS </s>, the time at NOW), null
 content given as "" where it fails on it or writes "None" (16 templates), arguments as JSON text where it fails on an
 object or writes that as Python does (3).
@@ -52,7 +52,7 @@ def template(name: str) -> ChatTemplate:
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_published_templates_render_as_in_transformers(name: str) -> None:
-    """Null content, arguments as text or object, tags and line ends: a prompt that differs is one the model never saw."""
+    """Null content, arguments in either form, tags and line ends: a prompt that differs is one the model never saw."""
     chosen = template(name)
     for case, (messages, options) in CASES.items():
         remark = REMARKS.get((name, case))

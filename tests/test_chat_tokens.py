@@ -17,7 +17,10 @@ from mixkv.engine.chat.template import ChatTemplate
 from mixkv.engine.tokenizer import Tokenizer
 from mixkv.kernels.errors import TemplateError
 
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | FILTER }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | FILTER }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant\n"
+)
 # each format's template, with the tokens of its turns; the first ends them
 FORMATS: dict[str, tuple[str, ...]] = {
     "chatml": ("<|im_end|>", "<|im_start|>"),

@@ -200,7 +200,7 @@ class ChatTemplate:
 
         def written(arguments: object, null: bool = False) -> str:
             call = {**_PROBE_CALL, "function": {"name": "probe_name", "arguments": arguments}}
-            turns = [
+            turns: list[Json] = [
                 {"role": "user", "content": _PROBE},
                 {"role": "assistant", "content": None, "tool_calls": [call]},
                 {"role": "tool", "name": "probe_name", "tool_call_id": call["id"], "content": "42"},
