@@ -26,7 +26,8 @@ from mixkv.kernels.errors import InputError, TemplateError
 
 WALL_SECONDS = 20.0
 """For a machine so busy that a second of computing takes longer than this, and a child that somebody has stopped."""
-_MOST_BYTES = 1 + 4 * worker.MAX_CHARS
+_HEAD = 1 + worker.TOOK.size
+_MOST_BYTES = _HEAD + 4 * worker.MAX_CHARS
 _SAYS = {
     worker.SYNTAX: "the chat template cannot be read: {}",
     worker.REFUSED: "the chat template refuses these messages: {}",
@@ -39,17 +40,21 @@ _SAYS = {
 
 class Outcome(NamedTuple):
     """What came of a rendering: its text, or None and an error. bounded: it took too much of something, and what looks
-    like it would do so again."""
+    like it would do so again. seconds: of computing that it took."""
 
     text: str | None
     error: str = ""
     bounded: bool = False
+    seconds: float = 0.0
 
     def checked(self) -> str:
         """The text, or a TemplateError."""
         if self.text is None:
             raise TemplateError(self.error)
         return self.text
+
+
+TOO_SLOW = Outcome(None, f"the chat template fails: it takes longer than {worker.SECONDS:g} s", True)
 
 
 class Renderer:
@@ -59,11 +64,14 @@ class Renderer:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
 
-    def render(self, source: str, variables: Mapping[str, Any], now: float | None = None) -> Outcome:
+    def render(
+        self, source: str, variables: Mapping[str, Any], now: float | None = None, seconds: float = worker.SECONDS
+    ) -> Outcome:
         """Render once. variables: what JSON can hold, InputError for anything else. now: the time that the template is
-        told, seconds since 1970; left out, it is that of the clock."""
+        told, seconds since 1970; left out, it is that of the clock. seconds: of computing that it may take."""
+        now = time.time() if now is None else now
         try:
-            request = json.dumps({"source": source, "variables": variables, "now": time.time() if now is None else now})
+            request = json.dumps({"source": source, "variables": variables, "now": now, "seconds": seconds})
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"messages, tools and template variables must be what JSON can hold: {error}") from None
         with self._lock:
@@ -94,20 +102,21 @@ class Renderer:
                 self.close()
                 raise
             if answer is not None:
-                kind, text = answer[:1], answer[1:].decode("utf-8", "surrogatepass")
+                kind, text = answer[:1], answer[_HEAD:].decode("utf-8", "surrogatepass")
+                (took,) = worker.TOOK.unpack(answer[1:_HEAD])
                 if kind == worker.OK:
-                    return Outcome(text)
+                    return Outcome(text, seconds=took)
                 bounded = kind in (worker.MEMORY, worker.TOO_LONG)
                 if kind == worker.MEMORY:
                     self.close()
-                return Outcome(None, _SAYS[kind].format(text), bounded)
+                return Outcome(None, _SAYS[kind].format(text), bounded, took)
             self._child = None
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(1.0)  # it has closed its pipe: let it say why
             self._child = child
             self.close()
             if child.returncode == -signal.SIGPROF:
-                return Outcome(None, f"the chat template fails: it takes longer than {worker.SECONDS:g} s", True)
+                return TOO_SLOW
             if fresh:
                 break
         return Outcome(None, "the chat template fails: the process that renders it has ended", True)
@@ -133,7 +142,7 @@ class Renderer:
             return None
         header = _receive(child, 8, end)
         n = int.from_bytes(header, "little")
-        if len(header) < 8 or not 1 <= n <= _MOST_BYTES:
+        if len(header) < 8 or not _HEAD <= n <= _MOST_BYTES:
             return None
         answer = _receive(child, n, end)
         return answer if len(answer) == n else None

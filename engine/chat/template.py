@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,8 @@ from mixkv.engine.chat.encode import control_ids, encode_rendered
 from mixkv.engine.chat.formats import ReplyFormat
 from mixkv.engine.chat.marks import Rendered, choose_mark, rendered_with_marks
 from mixkv.engine.chat.messages import Json, Message, Wants, checked_messages, checked_tools, shaped
-from mixkv.engine.chat.sandbox import RENDERER, Outcome
+from mixkv.engine.chat.sandbox import RENDERER, TOO_SLOW, Outcome
+from mixkv.engine.chat.worker import SECONDS
 from mixkv.engine.tokenizer.base import Tokenizer
 from mixkv.kernels.errors import InputError, TemplateError
 
@@ -53,6 +55,7 @@ class ChatTemplate:
     ) -> None:  # fmt: skip
         self.source, self.name, self.stop, self.now = source, name, stop, now
         self._tokenizer = tokenizer
+        self._budget = threading.local()  # .left: seconds of computing that the prompt being made may still take
         self._fixed = {
             "bos_token": _text_of(tokenizer, tokenizer.bos_id),
             "eos_token": _text_of(tokenizer, tokenizer.eos_id),
@@ -80,6 +83,13 @@ class ChatTemplate:
 
         InputError for wrong messages, TemplateError for a template that fails, takes too much or refuses them.
         """
+        self._budget.left = SECONDS
+        return self._any(messages, tools, add_generation_prompt, continue_final_message, enable_thinking, variables)
+
+    def _any(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None, add_generation_prompt: bool,
+        continue_final_message: bool, enable_thinking: bool | None, variables: Mapping[str, Any] | None,
+    ) -> Rendered:  # fmt: skip
         variables = self._checked(variables)
         if continue_final_message:
             return self._continued(messages, tools, enable_thinking, variables)
@@ -91,11 +101,9 @@ class ChatTemplate:
         variables: Mapping[str, Any] | None = None,
     ) -> Prompt:  # fmt: skip
         """The conversation as ids, for a reply."""
+        self._budget.left = SECONDS
         variables = self._checked(variables)
-        rendered = self.render(
-            messages, tools=tools, continue_final_message=continue_final_message, enable_thinking=enable_thinking,
-            variables=variables,
-        )  # fmt: skip
+        rendered = self._any(messages, tools, True, continue_final_message, enable_thinking, variables)
         text = rendered.text
         if continue_final_message:
             before = messages[:-1]
@@ -167,7 +175,13 @@ class ChatTemplate:
         return replace(rendered, marked=before)
 
     def _outcome(self, variables: Json) -> Outcome:
-        return RENDERER.render(self.source, {"documents": None, **self._fixed, **variables}, self.now)
+        left = getattr(self._budget, "left", SECONDS)
+        if left <= 0:
+            return TOO_SLOW
+        everything = {"documents": None, **self._fixed, **variables}
+        outcome = RENDERER.render(self.source, everything, self.now, seconds=left)
+        self._budget.left = left - outcome.seconds
+        return outcome
 
     @staticmethod
     def _checked(variables: Mapping[str, Any] | None) -> Json:

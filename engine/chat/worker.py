@@ -5,8 +5,8 @@ time and memory are bounded by the kernel, from outside Python, so that no filte
 watched: address space by RLIMIT_AS, computing time by a profiling timer whose signal nobody catches.
 
 A frame is its length (8 bytes, little-endian) and that many bytes. The first one is the parent's module path, each
-further one a request: JSON with "source", "variables" and "now" (seconds since 1970). An answer is a letter, what it is
-(OK and the others below), and UTF-8 text.
+further one a request: JSON with "source", "variables", "now" (seconds since 1970) and "seconds" (of computing, at most).
+An answer is a letter, what it is (OK and the others below), the seconds that it took (8 bytes), and UTF-8 text.
 """
 
 from __future__ import annotations
@@ -17,17 +17,20 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 OK, REFUSED, SYNTAX, FAILED, RECURSION, MEMORY, TOO_LONG = b"o", b"r", b"s", b"f", b"d", b"m", b"l"
-SECONDS = 1.0
-"""Of computing, to compile a template and render it once."""
+SECONDS = 1.5
+"""Of computing, for all that is rendered to make one prompt."""
 MEMORY_MIB = 192
 """On top of the interpreter's own."""
 MAX_CHARS = 1 << 24
 """What a rendering may have."""
+TOOK = Struct("<d")
 _COMPILED = 8
 
 
@@ -45,8 +48,8 @@ def _frame() -> bytes:
     return _read(int.from_bytes(_read(8), "little"))
 
 
-def _answer(kind: bytes, text: str) -> None:
-    data = kind + text.encode("utf-8", "surrogatepass")
+def _answer(kind: bytes, seconds: float, text: str) -> None:
+    data = kind + TOOK.pack(seconds) + text.encode("utf-8", "surrogatepass")
     view = memoryview(len(data).to_bytes(8, "little") + data)
     while view:
         view = view[os.write(1, view) :]
@@ -96,9 +99,9 @@ class Templates:
             if len(self._compiled) >= _COMPILED:
                 self._compiled.clear()
             template = self._compiled[source] = self._env.from_string(source)
-        time = datetime.datetime.fromtimestamp(now)
+        clock = datetime.datetime.fromtimestamp(now)
         pieces, length = [], 0
-        for piece in template.generate(**variables, strftime_now=time.strftime):
+        for piece in template.generate(**variables, strftime_now=clock.strftime):
             length += len(piece)
             if length > MAX_CHARS:
                 return None
@@ -134,7 +137,7 @@ def _one_line(error: BaseException) -> str:
 
 def _render(templates: Templates, request: dict[str, Any]) -> tuple[bytes, str]:
     jinja2 = templates.jinja2
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, request["seconds"])
     try:
         text = templates.render(request["source"], request["variables"], request["now"])
         return (TOO_LONG, "") if text is None else (OK, text)
@@ -161,11 +164,13 @@ def main() -> None:
     _limit()
     while True:
         try:
-            kind, text = _render(templates, json.loads(_frame()))
-            _answer(kind, text)
+            request = json.loads(_frame())
+            begin = time.process_time()
+            kind, text = _render(templates, request)
+            _answer(kind, time.process_time() - begin, text)
         except MemoryError:
             kind = MEMORY
-            _answer(kind, "")
+            _answer(kind, 0.0, "")
         if kind == MEMORY:
             os._exit(0)
 
