@@ -11,6 +11,7 @@ import numpy as np
 from conftest import SHARED
 from gguf_tools import tiny_llama, write_gguf
 
+import mixkv
 from mixkv.engine.decode import Processor
 from mixkv.engine.tokenizer import Tokenizer, build_tokenizer, make_vocabulary
 from mixkv.models.batch import F32
@@ -66,6 +67,18 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "tool_turn": (TURN, {"tools": [WEATHER]}),
 }
 """name -> (messages, options of render)."""
+
+
+TAGS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls %}<tool_call>\n"
+    "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined %}<think>\n{% if not enable_thinking %}\n</think>\n\n{% endif %}{% endif %}"
+    "{% endif %}{# tools #}"
+)
+HELLO = [{"role": "user", "content": "hello"}]
+GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24}
 
 
 def vocabulary(
@@ -139,3 +152,19 @@ class Begin(Script):
     def accept(self, token: int) -> None:
         if self._ids:
             super().accept(token)
+
+
+def ten_turns(llm: mixkv.LLM, **options: Any) -> list[mixkv.ChatCompletion]:
+    """A conversation, each turn going on from the one before."""
+    messages: list[Any] = [{"role": "system", "content": "Be brief."}]
+    replies = []
+    for i in range(10):
+        messages.append({"role": "user", "content": f"This is question number {i}: what comes next?"})
+        replies.append(llm.chat(messages, **options))
+        messages.append(replies[-1].message)
+    return replies
+
+
+def computed(replies: list[mixkv.ChatCompletion]) -> list[int]:
+    """Tokens of each prompt that were not in the cache."""
+    return [r.usage.prompt_tokens - r.usage.cached_tokens for r in replies]

@@ -10,21 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_cases import CALL, WEATHER, Script, chat_model
+from chat_cases import CALL, CHATML, GREEDY, HELLO, TAGS, WEATHER, Script, chat_model, computed, ten_turns
 
 import mixkv
 from mixkv.engine.chat.reply import ChatDelta
-
-TAGS = ("<|im_start|>", "<|im_end|>", "<think>", "</think>", "<tool_call>", "</tool_call>")
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls %}<tool_call>\n"
-    "{{ {'name': c.function.name, 'arguments': c.function.arguments} | tojson }}\n</tool_call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined %}<think>\n{% if not enable_thinking %}\n</think>\n\n{% endif %}{% endif %}"
-    "{% endif %}{# tools #}"
-)
-HELLO = [{"role": "user", "content": "hello"}]
-GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24}
 
 
 @pytest.fixture(scope="module")
@@ -100,20 +89,6 @@ def test_special_tokens_of_a_reply_are_not_lost(llm: mixkv.LLM) -> None:
     """A tag that is no tag here is content: nothing that the model wrote may vanish."""
     assert say(llm, HELLO, "a<|im_start|>b").message.content == "a<|im_start|>b"
     assert say(llm, HELLO, "<tool_call>x").message.content == "<tool_call>x"
-
-
-def ten_turns(llm: mixkv.LLM, **options: Any) -> list[mixkv.ChatCompletion]:
-    messages: list[Any] = [{"role": "system", "content": "Be brief."}]
-    replies = []
-    for i in range(10):
-        messages.append({"role": "user", "content": f"This is question number {i}: what comes next?"})
-        replies.append(llm.chat(messages, **options))
-        messages.append(replies[-1].message)
-    return replies
-
-
-def computed(replies: list[mixkv.ChatCompletion]) -> list[int]:
-    return [r.usage.prompt_tokens - r.usage.cached_tokens for r in replies]
 
 
 @pytest.mark.parametrize("template", [None, "chatml", "gemma", "mistral", "vicuna"])

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_cases import Begin, Script, chat_model
-from test_chat import CHATML, HELLO, TAGS
+from chat_cases import CHATML, HELLO, TAGS, Begin, Script, chat_model
 
 import mixkv
 from mixkv.engine.chat.constrain import AfterThoughts

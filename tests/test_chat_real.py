@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chat_cases import REAL, WEATHER
-from test_chat import GREEDY, computed, ten_turns
+from chat_cases import GREEDY, REAL, WEATHER, computed, ten_turns
 
 import mixkv
 

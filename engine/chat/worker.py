@@ -5,7 +5,7 @@ time and memory are bounded by the kernel, from outside Python, so that no filte
 watched: address space by RLIMIT_AS, computing time by a profiling timer whose signal nobody catches.
 
 A frame is its length (8 bytes, little-endian) and that many bytes. The first one is the parent's module path, each
-further one a request: JSON with "source", "variables", "now" (seconds since 1970) and "seconds" (of computing, at most).
+further one a request: JSON with "source", "variables", "now" (seconds since 1970) and "seconds" (of computing).
 An answer is a letter, what it is (OK and the others below), the seconds that it took (8 bytes), and UTF-8 text.
 """
 
