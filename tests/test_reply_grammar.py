@@ -150,3 +150,17 @@ def test_a_choice_that_cannot_be_is_an_error() -> None:
         format.tool_grammar([], "required")
     with pytest.raises(ConfigError, match="shows no way"):
         ReplyFormat().tool_grammar(TOOLS, "required")
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: row.name)
+def test_a_schema_that_refers_to_itself_ends(row: Any) -> None:
+    """A request's schema whose choices lead back to it ten ways would take for ever to write down, or to read."""
+    inner = {"type": "object", "properties": {f"p{i}": {"$ref": "#"} for i in range(10)}, "required": ["p1"]}
+    for schema in ({"type": "object", "properties": {"a": {"anyOf": [{"$ref": "#/properties/a"}] * 10}}}, inner):
+        tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+        try:
+            grammar = format_named(row.name).tool_grammar(tools, "required")
+        except ConfigError as error:
+            assert "schema" in str(error)
+        else:
+            assert len(grammar) < 1 << 20

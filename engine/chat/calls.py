@@ -12,8 +12,8 @@ from mixkv.engine.chat.source import Source, Waits
 from mixkv.engine.chat.values import JSON, ValueReader, loaded, to_json
 from mixkv.kernels.errors import NoMatch
 
-MEANS_NOTHING = ("type", "id", "index")
-"""Keys that models write into calls beside those they should."""
+MEANS_NOTHING = {"type": ("function",), "index": range(1000)}
+"""Keys that models write into calls beside those they should, and what they write there."""
 
 
 class CallReader:
@@ -163,9 +163,9 @@ class CallReader:
                 self._called(loaded((yield from self._text())))
             elif key == form.id and not self._begun:
                 self._id = str(loaded((yield from self._held()))) or None
-            elif key in MEANS_NOTHING or key == form.id:
+            elif key == form.id:
                 yield from self._held()
-            else:
+            elif loaded((yield from self._held())) not in MEANS_NOTHING.get(key, ()):
                 raise NoMatch
         if not self._begun:
             if held is None and not form.lenient:

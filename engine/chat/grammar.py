@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mixkv.engine.chat import patterns as p
-from mixkv.engine.chat.grammar_values import ANY_TEXT, Rules, json_value, keywords, literal_value
+from mixkv.engine.chat.grammar_values import ANY_TEXT, MAX_DEPTH, Rules, json_value, keywords, literal_value
 from mixkv.engine.chat.schemas import Schema, functions, properties, required, resolved
 from mixkv.engine.chat.typed import ITEM, allowed_types
 from mixkv.engine.chat.values import JSON
@@ -112,7 +112,7 @@ def _parameter(rules: Rules, form: p.Parameters, opened: str, key: str, schema: 
     elif "string" not in allowed:
         value = f"{json_value(schema, root)} {rules.literal(close)}"
     elif isinstance(options, list):
-        value = f"{rules.either(str(option) for option in options)} {rules.literal(close)}"
+        value = f"{rules.either(o if isinstance(o, str) else json.dumps(o) for o in options)} {rules.literal(close)}"
     else:
         value = rules.until(close)
     said = ""
@@ -137,11 +137,12 @@ def _nested(rules: Rules, mark: str, schema: Any, root: Schema, depth: int = 0) 
             return f"{opened} {rules.until(close)}"
         return f"{opened} {_nested(rules, mark, inner, root, depth + 1)} {rules.literal(close)}"
 
-    if depth > 8:
+    if depth > MAX_DEPTH:
         raise ConfigError(
             "a tool's schema is too deep, or refers to itself: a call of it cannot be forced in this format"
         )
     if not known:
-        return f"({tag(ITEM, items)})*"
+        return rules.add(f"({tag(ITEM, items)})*")
     needed = required(schema, root)
-    return " ".join(tag(key, inner) if key in needed else f"({tag(key, inner)})?" for key, inner in known.items())
+    tags = (tag(key, inner) if key in needed else f"({tag(key, inner)})?" for key, inner in known.items())
+    return rules.add(" ".join(tags))

@@ -15,7 +15,8 @@ from mixkv.kernels.errors import ConfigError
 ANY_TEXT = "/(?s:.*)/"
 ANY_NAME = "/[a-zA-Z_][a-zA-Z0-9_]{0,63}/"
 EMPTY = '""'
-MAX_DEPTH = 16
+MAX_DEPTH, MAX_RULES = 16, 4096
+"""Values within each other, and rules of a grammar: more is a schema that refers to itself."""
 
 
 class Rules:
@@ -29,6 +30,8 @@ class Rules:
 
     def add(self, body: str, options: str = "") -> str:
         """A new rule's name."""
+        if len(self.lines) == MAX_RULES:
+            raise ConfigError("the tools' schemas are too large to force a call in this model's format")
         name = f"r{len(self.lines)}"
         self.lines.append(f"{name}{options}: {body}")
         return name

@@ -156,24 +156,24 @@ class ReplyParser:
         if thinking_open and self.format.thinking:
             yield from self._think(self.format.thinking[1])
         while character := (yield from source.peek()):
-            source.text, source.pos = source.text[source.pos :], 0
+            source.forget()
             begins = content.bare and not character.isspace()
             if (begins or character in self._firsts) and (yield from self._tag(begins)):
                 content.tag()
                 continue
-            stop = 1
+            start, stop = source.pos, source.pos + 1
             while not begins and stop < len(source.text) and not self._may_begin(source.text[stop]):
                 stop += 1
             source.pos = stop
-            content.add(source.text[:stop])
+            content.add(source.text[start:stop])
         content.end()
 
     def _may_begin(self, character: str) -> bool:
         return character in self._firsts or (self._content.bare and not character.isspace())
 
     def _tag(self, begins: bool) -> Waits[bool]:
-        """Reads what stands at the source's beginning if it is a tag, with what belongs to it."""
-        source, thinking = self._source, self.format.thinking
+        """Reads what comes next if it is a tag, with what belongs to it."""
+        source, thinking, start = self._source, self.format.thinking, self._source.pos
         if thinking and (begins or self._content.bare) and (yield from source.skip(thinking[0])):
             self._content.tag()
             yield from self._think(thinking[1])
@@ -185,8 +185,8 @@ class ReplyParser:
                 yield from self._reader.read(form)
                 return True
             except NoMatch:
-                source.pos = self._reader.kept or 0
-                if source.pos:
+                source.pos = start if self._reader.kept is None else self._reader.kept
+                if source.pos > start:
                     return True
         for tag in (*self.format.silent, *(self.format.leads if begins and not self._content.parts else ())):
             if (yield from source.skip(tag)):
@@ -202,12 +202,12 @@ class ReplyParser:
             yield from source.spaces()
             yield from source.skip(opening)
         while (yield from source.peek()):
-            source.text, source.pos = source.text[source.pos :], 0
+            source.forget()
             if (yield from source.skip(close)):
                 text.tag()
                 self._content.tag()
                 return
-            stop = source.text.find(close[0], 1)
+            start, stop = source.pos, source.text.find(close[0], source.pos + 1)
             source.pos = len(source.text) if stop < 0 else stop
-            text.add(source.text[: source.pos])
+            text.add(source.text[start : source.pos])
         text.end()

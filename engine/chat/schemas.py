@@ -43,23 +43,29 @@ def properties(schema: Any, root: Schema) -> Schema:
     return found if isinstance(found, dict) else {}
 
 
-def types(schema: Any, root: Schema, depth: int = 0) -> frozenset[str]:
+def types(schema: Any, root: Schema) -> frozenset[str]:
     """The JSON types that a value may have; none where the schema does not say."""
-    schema = resolved(schema, root)
-    said = schema.get("type")
-    if isinstance(said, str):
-        return frozenset([said])
-    if isinstance(said, list):
-        return frozenset(name for name in said if isinstance(name, str))
-    if isinstance(schema.get("enum"), list):
-        return type_names(schema["enum"])
-    if "const" in schema:
-        return type_names([schema["const"]])
-    if depth < MAX_REFERENCES:
-        for word in ("anyOf", "oneOf", "allOf"):
-            if isinstance(schema.get(word), list):
-                return frozenset().union(*(types(option, root, depth + 1) for option in schema[word]))
-    return frozenset(["object"] if "properties" in schema else ["array"] if "items" in schema else [])
+    found: set[str] = set()
+    seen: set[int] = set()
+    waiting = [resolved(schema, root)]
+    while waiting:
+        schema = waiting.pop()
+        if id(schema) in seen:
+            continue
+        seen.add(id(schema))
+        said = schema.get("type")
+        options = [schema[word] for word in ("anyOf", "oneOf", "allOf") if isinstance(schema.get(word), list)]
+        if isinstance(said, str | list):
+            found.update(name for name in ([said] if isinstance(said, str) else said) if isinstance(name, str))
+        elif isinstance(schema.get("enum"), list):
+            found |= type_names(schema["enum"])
+        elif "const" in schema:
+            found |= type_names([schema["const"]])
+        elif options:
+            waiting += [resolved(option, root) for option in options[0]]
+        elif "properties" in schema or "items" in schema:
+            found.add("object" if "properties" in schema else "array")
+    return frozenset(found)
 
 
 def type_names(values: Sequence[Any]) -> frozenset[str]:

@@ -12,6 +12,10 @@ Waits = Generator[None, None, T]
 """A reader: yields where it needs text that has not come yet, returns what it read."""
 
 
+ENOUGH = 1 << 14
+"""Characters that were read before they are forgotten."""
+
+
 class Source:
     """What has come so far. pos: where reading stands; ended: no more comes."""
 
@@ -20,10 +24,10 @@ class Source:
         self.pos = 0
         self.ended = False
 
-    def add(self, piece: str, keep: int) -> None:
-        """Takes a piece, forgets what stands before `keep`, which becomes 0."""
-        self.text = self.text[keep:] + piece
-        self.pos -= keep
+    def forget(self) -> None:
+        """What was read need not be kept: said where nobody remembers a position in it."""
+        if self.pos > ENOUGH:
+            self.text, self.pos = self.text[self.pos :], 0
 
     def peek(self) -> Waits[str]:
         """The next character; "" at the end."""

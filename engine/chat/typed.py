@@ -21,11 +21,10 @@ def allowed_types(schema: Any, root: Schema) -> frozenset[str]:
 
 def typed_value(text: str, allowed: frozenset[str]) -> str:
     """A text as JSON of one of the types, or as a string where it is none."""
-    if allowed != STRING:
-        for dialect in (JSON, PYTHON):
-            found = to_json(text, dialect)
-            if found is not None and ("string" not in allowed or fits(json.loads(found), allowed - STRING)):
-                return found
+    for dialect in (JSON, PYTHON):
+        found = to_json(text, dialect)
+        if found is not None and ("string" not in allowed or fits(json.loads(found), allowed - STRING)):
+            return found
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -200,7 +201,7 @@ class ValueReader:
             if whole and count == 4:
                 source.pos += count
                 self.emit("\\u" + digits)
-            elif whole and int(digits, 16) <= 0x10FFFF:
+            elif whole and not is_surrogate(int(digits, 16)) and int(digits, 16) <= sys.maxunicode:
                 source.pos += count
                 self.emit(escaped(chr(int(digits, 16))))
             else:
@@ -213,6 +214,11 @@ class ValueReader:
     def _hex(self, start: int, count: int) -> bool:
         found = HEX.match(self.source.text, start, start + count)
         return found is not None and found.end() == min(len(self.source.text), start + count)
+
+
+def is_surrogate(code: int) -> bool:
+    """Half of a character, which no text can hold."""
+    return 0xD800 <= code < 0xE000
 
 
 def loaded(text: str) -> Any:
