@@ -34,7 +34,7 @@ sanitize:
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 MIXKV_KERNELS=native \
 	  $(SANITIZED)/bin/pytest -x -s tests/test_native_linear.py tests/test_native_linear_edges.py tests/test_native_kv.py tests/test_native_attention.py \
-	  tests/test_operator.py tests/test_kv_store.py tests/test_kv_pages.py tests/test_native_pages.py tests/test_step_batch.py tests/test_kv_cache.py
+	  tests/test_operator.py tests/test_kv_store.py tests/test_kv_pages.py tests/test_native_pages.py tests/test_step_batch.py tests/test_kv_cache.py tests/test_token_mask.py
 
 qemu-test:
 	tools/test_on_arm.sh

@@ -21,6 +21,9 @@ from mixkv.models.batch import F32
 OnToken = Callable[[int, F32], bool]
 """(token, its logits (n_vocab,)) -> whether the generation ends with it."""
 
+FORCED_AT_ONCE = 16
+"""Tokens of a forced text in one step: logits are had of each, and others wait for theirs meanwhile."""
+
 
 class Drafter(Protocol):
     """Proposes how a text may go on."""
@@ -126,20 +129,24 @@ class Decode(BaseJob):
         if not self.generates:
             stop = min([self.fed + most, len(self.prompt), *(cut for cut in self.cuts if cut > self.fed)])
             return Part(self.prompt[self.fed : stop], int(stop == len(self.prompt)))
-        self._draft = self._propose()
+        self._draft = self._propose(most - 1)
         return Part([self.tokens[-1], *self._draft], 1 + len(self._draft), len(self._draft))
 
-    def _propose(self) -> list[int]:
+    def _propose(self, most: int) -> list[int]:
         """What to compute behind the newest token: what processors leave no choice about, else the drafter's guess."""
         assert self.sequence is not None
-        most = self.sequence.cache.most_drafted()
+        most = min(most, self.sequence.cache.most_drafted())
         if self.limit is not None:
             most = min(most, self.limit - len(self.tokens) - 1)
         forced = next((tokens for p in self._processors if (tokens := p.forced())), ())
         self._guessed = not forced and self._drafter is not None
         if most <= 0:
             return []
-        return self._drafter.propose(most) if self._guessed and self._drafter is not None else list(forced[:most])
+        return (
+            self._drafter.propose(most)
+            if self._guessed and self._drafter is not None
+            else list(forced[: min(most, FORCED_AT_ONCE)])
+        )
 
     def take(self, logits: F32, seconds: float) -> int:
         decoding = self.generates and bool(self.tokens)

@@ -43,6 +43,9 @@ BAD: list[tuple[str, Any]] = [
     *(("draft", x) for x in ("model", "", 1, True)),
     *(("samplers", x) for x in (None, "top_k", ("topk",), ("top_k", "top_k"), (3,), {"top_k": 1})),
     *(("logprobs", x) for x in (-1, 2.0, True)),
+    *(("json_schema", x) for x in ("", "{", "[]", 3, True, [1], {"a": {1}}, {"a": NAN}, "NaN")),
+    *(("regex", x) for x in ("", b"a", 1)),
+    *(("grammar", x) for x in ("", ["a"], {})),
 ]
 
 
@@ -93,6 +96,9 @@ def test_defaults_are_those_of_llama_cli() -> None:
         "logprobs": None,
         "skip_special_tokens": True,
         "draft": None,
+        "json_schema": None,
+        "regex": None,
+        "grammar": None,
     }
 
 

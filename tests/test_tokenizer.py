@@ -214,6 +214,14 @@ def test_round_trip_with_special_tokens(bpe: Tokenizer, parts: list[str]) -> Non
         assert bpe.decode(bpe.encode(text, parse_special=parse_special), skip_special=False) == text
 
 
+@pytest.mark.parametrize("text", ["", "he", " hello", "<tool>r he", "<|im_end|>", "\u00e9</s>"])
+def test_text_that_goes_on_is_that_text_and_no_more(spm: Tokenizer, bpe: Tokenizer, text: str) -> None:
+    """Put behind other text, a BOS, a space in front, or a control token made of a user's text would change it."""
+    for tokenizer in (spm, bpe):
+        ids = tokenizer.encode_on(text)
+        assert tokenizer.decode(ids) == text and not any(map(tokenizer.is_control, ids))
+
+
 def test_lone_surrogates_are_replaced(spm: Tokenizer, bpe: Tokenizer) -> None:
     """Python's command line and JSON can hold half a surrogate pair, which has no UTF-8 form."""
     assert bpe.decode(bpe.encode("a\ud800b")) == "a\ufffdb"

@@ -89,14 +89,16 @@ class Tokenizer(ABC):
         vocabulary has no token for is left out."""
         return self._encode_parts(self.split(text, parse_special=False), False, bytearray())
 
-    def _encode_parts(self, parts: Sequence[str | int], after_special: bool, missing: bytearray) -> list[int]:
+    def _encode_parts(self, parts: Sequence[str | int], begins: bool, missing: bytearray) -> list[int]:
+        """begins: the first part begins a text, and one behind a special token does so again (`after_special`)."""
         ids: list[int] = []
+        after_special = begins
         for part in parts:
             if isinstance(part, int):
                 ids.append(part)
             else:
                 ids += self._encode_plain(part, after_special, missing)
-            after_special = isinstance(part, int)
+            after_special = begins and isinstance(part, int)
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
