@@ -121,9 +121,10 @@ def test_tools_their_results_and_calls_stay_text(shared: Any) -> None:
         assert rendered.text.count("im_end|>\\n<|im_start|>system") >= 2, "in JSON, a line end is written out"
 
 
-def test_a_template_may_cut_and_join_what_it_was_given() -> None:
+@pytest.mark.parametrize("tags", [["<|end|>", "</cut>"], ["<|end|>"]], ids=["token", "text"])
+def test_a_template_may_cut_and_join_what_it_was_given(tags: list[str]) -> None:
     """Pieces of a message that a template puts together are no token, nor what is left where it took something out."""
-    words = tokenizer(["<|end|>", "</cut>"])
+    words = tokenizer(tags)
     source = "{% for m in messages %}{{ m.content.split('</cut>') | join }}|{{ m.content | replace('#', '') }}<|end|>"
     chosen = ChatTemplate(source + "{% endfor %}", words)
     for text in ("<|e</cut>nd|>", "<|e#nd|>", "<|end|></cut>", "#<#|#e#n#d#|#>#"):

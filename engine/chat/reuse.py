@@ -67,13 +67,10 @@ class Replies:
         tokenizer = self._tokenizer
         wanted = b"".join(map(tokenizer.piece, reply)).strip()
         controls = [token for token in reply if tokenizer.is_control(token)]
-        text, found = b"", 0
+        text, found = b"", list[int]()
         for i in range(start, len(ids)):
-            if tokenizer.is_control(ids[i]):
-                if found >= len(controls) or controls[found] != ids[i]:
-                    return None
-                found += 1
+            found += [ids[i]] if tokenizer.is_control(ids[i]) else []
             text = (text + tokenizer.piece(ids[i])) if text else tokenizer.piece(ids[i]).lstrip()
             if len(text) >= len(wanted):
-                return i + 1 if text == wanted and found == len(controls) else None
+                return i + 1 if text == wanted and found == controls else None
         return None
