@@ -232,4 +232,28 @@ CASES = [
     Case("apriel", f"<tool_calls>{LIST}</tool_calls>"),
     Case("minimax-m1", f"<tool_calls>\n{OBJECTS[0]}\n{OBJECTS[1]}\n</tool_calls>"),
     Case("firefunction", f"Yes. functools{LIST}", "Yes."),
+    # What models leave out
+    Case("hermes", f"<tool_call>{LIST}</tool_call>", name="hermes-list"),
+    Case("hermes", f"<tool_call>\n{OBJECTS[0][:-1]}\n</tool_call>\nSo.", "So.", calls=BOTH[:1], name="hermes-brace"),
+    Case("hermes", f"<tool_call>{OBJECTS[0]}\n<tool_call>{OBJECTS[1]}", name="hermes-ends"),
+    Case(
+        "qwen-coder",
+        f"<tool_call>\n<function=get_weather>\n{CODER[0]}</tool_call>\n<tool_call>\n<function=ping>\n{CODER[1]}</tool_call>",
+        name="qwen-coder-function",
+    ),
+    Case("gemma", '<|tool_call>call:ping{host:"a.b"}<tool_call|>', calls=BOTH[1:], name="gemma-quotes"),
+    Case(
+        "kimi",
+        f"<|tool_call_begin|>functions.ping:3<|tool_call_argument_begin|>{J_PING}<|tool_call_end|>",
+        calls=BOTH[1:],
+        ids=("functions.ping:3",),
+        name="kimi-bare",
+    ),
+    Case(
+        "deepseek",
+        f"So.<｜tool▁call▁begin｜>ping<｜tool▁sep｜>{J_PING}<｜tool▁call▁end｜>",
+        "So.",
+        calls=BOTH[1:],
+        name="deepseek-bare",
+    ),
 ]

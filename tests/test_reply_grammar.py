@@ -24,6 +24,18 @@ OTHERWISE = {
     "llama-semicolon": "more than one",
     "lfm-json": "asked for in words only",
     "functionary-v3.2": "a text before it",
+    **dict.fromkeys(
+        (
+            "hermes-list",
+            "hermes-brace",
+            "hermes-ends",
+            "qwen-coder-function",
+            "gemma-quotes",
+            "kimi-bare",
+            "deepseek-bare",
+        ),
+        "something is left out",
+    ),
 }
 """Cases that are understood, but not what a grammar asks for."""
 MORE = WEATHER["more"]

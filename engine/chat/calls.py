@@ -37,14 +37,21 @@ class CallReader:
         self._forget()
 
     def read(self, calls: p.Calls) -> Waits[None]:
-        """The calls from here to their end. NoMatch where they end otherwise."""
+        """The calls from here to their end. NoMatch where they end otherwise; a brace that is missing after whole
+        arguments is no matter."""
         self.kept = None
         self._forget()
         yield from self._elements(calls.begin)
         while True:
             self._forget()
-            yield from self._elements(calls.call)
-            assert self._begun, "a pattern without arguments"
+            try:
+                yield from self._elements(calls.call)
+            except NoMatch:
+                if not self._whole or self.kept is None:
+                    raise
+                self.source.pos = self.kept
+                yield from self._elements(calls.end)
+                return
             if (yield from self._attempt(calls.end)):
                 return
             yield from self._elements(calls.between)
@@ -53,6 +60,8 @@ class CallReader:
         self._name: str | None = None
         self._id: str | None = None
         self._begun = False
+        self._whole = False
+        """The arguments are read, all of them."""
 
     def _emit(self, text: str) -> None:
         if not self._begun:
@@ -155,6 +164,7 @@ class CallReader:
             if form.keyed or (key in form.arguments and held is None and not self._begun):
                 if self._name is not None and not form.late_id and (yield from source.at("{")):
                     yield from ValueReader(source, self._emit).value()
+                    self._whole = True
                     continue
                 held = yield from self._held_arguments()
                 if self._name is not None and not form.late_id:

@@ -46,13 +46,13 @@ def invoke(prefix: str = "", typed: str | None = None) -> Pattern:
     return (f'<{prefix}invoke name="', NAME, '">', parameters(prefix, typed=typed))
 
 
-def function(*, trimmed: bool) -> Pattern:
-    """`<function=f> <parameter=a>1</parameter> ... </function>`."""
+def function(outer: str, *, trimmed: bool) -> Pattern:
+    """`<function=f> <parameter=a>1</parameter> ... </function>`. outer: what stands after it."""
     return (
         "<function=",
         NAME,
         ">",
-        Parameters("<parameter=", (">",), ("</parameter>",), "</function>", trimmed=trimmed),
+        Parameters("<parameter=", (">",), ("</parameter>",), "</function>", trimmed=trimmed, outer=outer),
     )
 
 
@@ -68,6 +68,7 @@ FENCED = ("function", DEEPSEEK_NEXT, NAME, SPACES, "```json", SPACES, Arguments(
 PLAIN = (NAME, DEEPSEEK_NEXT, Arguments(), *DEEPSEEK_END)
 DEEPSEEK_R1 = wrapped(DEEPSEEK_CALLS[0], (DEEPSEEK_CALL, *FENCED), DEEPSEEK_CALLS[1])
 DEEPSEEK_V3 = wrapped(DEEPSEEK_CALLS[0], (DEEPSEEK_CALL, *PLAIN), DEEPSEEK_CALLS[1])
+DEEPSEEK_BARE = (Calls((), (DEEPSEEK_CALL, *PLAIN)), Calls((), (DEEPSEEK_CALL, *FENCED)))
 HARMONY_CHANNEL = OneOf(("commentary", "analysis"))
 HARMONY_BODY = (
     SPACES,

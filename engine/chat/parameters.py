@@ -31,7 +31,7 @@ class ParameterReader:
         known = properties(root, root)
         while True:
             yield from source.spaces()
-            if (yield from source.skip(form.last)):
+            if (yield from source.skip(form.last)) or (form.outer and (yield from source.at(form.outer))):
                 break
             yield from source.expect(form.open)
             said = None

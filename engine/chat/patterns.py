@@ -59,8 +59,8 @@ class Keywords:
 @dataclass(frozen=True)
 class Parameters:
     """Arguments one by one: open key mid value close. typed: stands between key and mid, with a type after it.
-    trimmed: a newline after mid and one before close belong to neither. nested: objects and lists are tags again, each
-    of them after this text. close: any of these; `last` ends them all."""
+    trimmed: a newline after mid and one before close belong to neither. close: any of these. nested: objects and lists
+    are tags again, each after this text. last: ends them all; where a model forgets it, they end before outer."""
 
     open: str
     mid: Pattern
@@ -69,6 +69,7 @@ class Parameters:
     typed: str | None = None
     trimmed: bool = False
     nested: str | None = None
+    outer: str | None = None
 
     @property
     def stop(self) -> str:

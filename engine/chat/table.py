@@ -109,6 +109,7 @@ TABLE: tuple[Row, ...] = (
             forms.wrapped(
                 "<|tool_calls_section_begin|>", (*forms.KIMI_CALL, "<|tool_call_end|>"), "<|tool_calls_section_end|>"
             ),
+            Calls((), (*forms.KIMI_CALL, "<|tool_call_end|>")),
         ),
     ),
     Row(
@@ -119,8 +120,10 @@ TABLE: tuple[Row, ...] = (
             for word in ("tool_calls", "function_calls")
         ),
     ),
-    Row("deepseek-r1", ((forms.DEEPSEEK_CALL, "```json"),), (forms.DEEPSEEK_R1, forms.DEEPSEEK_V3)),
-    Row("deepseek", ((forms.DEEPSEEK_CALL,),), (forms.DEEPSEEK_V3, forms.DEEPSEEK_R1)),
+    Row(
+        "deepseek-r1", ((forms.DEEPSEEK_CALL, "```json"),), (forms.DEEPSEEK_R1, forms.DEEPSEEK_V3, *forms.DEEPSEEK_BARE)
+    ),
+    Row("deepseek", ((forms.DEEPSEEK_CALL,),), (forms.DEEPSEEK_V3, forms.DEEPSEEK_R1, *forms.DEEPSEEK_BARE)),
     Row(
         "cohere",
         (("<|START_ACTION|>",),),
@@ -178,7 +181,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         "seed",
         (("<seed:tool_call>",),),
-        (forms.wrapped("<seed:tool_call>", forms.function(trimmed=False), "</seed:tool_call>"),),
+        (forms.wrapped("<seed:tool_call>", forms.function("</seed:tool_call>", trimmed=False), "</seed:tool_call>"),),
     ),
     Row(
         "hunyuan",
@@ -197,8 +200,8 @@ TABLE: tuple[Row, ...] = (
         "qwen-coder",
         (("<function=", "<parameter="),),
         (
-            forms.wrapped("<tool_call>", forms.function(trimmed=True), "</tool_call>"),
-            Calls((), forms.function(trimmed=True), (Maybe((SPACES, "</tool_call>")),)),
+            forms.wrapped("<tool_call>", forms.function("</tool_call>", trimmed=True), "</tool_call>"),
+            Calls((), forms.function("</tool_call>", trimmed=True), (Maybe((SPACES, "</tool_call>")),)),
         ),
     ),
     Row(
@@ -231,7 +234,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("minimax-m1", (("<tool_calls>",),), (forms.wrapped("<tool_calls>", (forms.OBJECT,), "</tool_calls>"),)),
     Row("firefunction", (("functools[",),), (forms.listed(("functools",), form=forms.STRICT),)),
-    Row("hermes", (("<tool_call>",),), (forms.HERMES,)),
+    Row("hermes", (("<tool_call>",),), (forms.HERMES, forms.listed(("<tool_call>",), (SPACES, "</tool_call>")))),
     Row(
         "llama",
         (('"parameters":', "<|python_tag|>"), ('{"name": ', '"parameters": ', "<|eot_id|>")),

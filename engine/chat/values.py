@@ -37,7 +37,7 @@ class Dialect:
 JSON_WORDS = {"true": "true", "false": "false", "null": "null"}
 JSON = Dialect(JSON_WORDS, verbatim=True)
 PYTHON = Dialect(JSON_WORDS | {"True": "true", "False": "false", "None": "null"}, quotes=('"', "'"))
-GEMMA = Dialect(JSON_WORDS, quotes=('<|"|>',), escapes=False, bare_keys=True)
+GEMMA = Dialect(JSON_WORDS, quotes=('<|"|>', '"'), escapes=False, bare_keys=True)
 PYTHON_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0", "\\": "\\", "'": "'", '"': '"'}
 HEX_ESCAPES = {"x": 2, "u": 4, "U": 8}
 
