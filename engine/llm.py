@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from mixkv.engine.batches import BatchRun, each_prompts_params
 from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.chat.api import ChatMethods
 from mixkv.engine.decode import Processor
 from mixkv.engine.generation import Generation
 from mixkv.engine.kv_plan import plan_cache
@@ -35,7 +35,7 @@ from mixkv.models.key_sample import HeadStatistics
 from mixkv.models.weights import bytes_per_token
 
 
-class LLM:
+class LLM(ChatMethods):
     """A model ready to generate. Its methods may be called from any number of threads: up to `n_parallel` calls are
     computed together, more wait. A finished call leaves its sequence, for the next prompt to continue.
 
@@ -275,12 +275,14 @@ class LLM:
                     yield sequence
                     return
 
+    def _cached_tokens(self) -> list[list[int]]:
+        return [list(sequence.tokens) for sequence in self._slots.all()]
+
     def _generation(
         self, prompt: Prompt, parse_special: bool, progress: Progress | None, params: SamplingParams | None,
         options: dict[str, Any], processors: Ids[Processor] = (), exact: bool = False, starts_after: str | None = None,
     ) -> Generation:  # fmt: skip
-        SamplingParams.from_options(options)  # names and values are checked on their own first
-        chosen = replace(params, **options) if params is not None else SamplingParams.from_options(options)
+        chosen = SamplingParams.on_top_of(params, options)
         ids = self.tokenize(prompt, parse_special=parse_special)
         shared = self._shared
         return Generation(

@@ -17,6 +17,7 @@ from mixkv.models.gguf import GGUFFile
 from mixkv.models.key_sample import HeadStatistics
 
 if TYPE_CHECKING:
+    from mixkv.engine.chat.library import ChatTemplates
     from mixkv.engine.grammar.constraint import Constraint
     from mixkv.engine.grammar.vocabulary import GrammarVocabulary
     from mixkv.engine.sampling import SamplingParams
@@ -36,6 +37,13 @@ class Loaded:
     prefix_reuse: str
     pool: PagePool
     load_seconds: float
+
+    @cached_property
+    def chat_templates(self) -> ChatTemplates:
+        """The chat templates that this model can use."""
+        from mixkv.engine.chat.library import ChatTemplates
+
+        return ChatTemplates(self.gguf, self.tokenizer)
 
     @cached_property
     def grammar_vocabulary(self) -> GrammarVocabulary:

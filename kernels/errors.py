@@ -28,6 +28,10 @@ class InputError(MixkvError, ValueError):
     """A prompt or token id that cannot be run: empty, out of range, of the wrong type."""
 
 
+class TemplateError(MixkvError, ValueError):
+    """A chat template cannot be read, fails, takes too much, or refuses the messages it was given."""
+
+
 class ContextFullError(MixkvError):
     """The sequence does not fit into the context; nothing was written to the cache."""
 

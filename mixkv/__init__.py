@@ -12,6 +12,10 @@ from typing import Any
 
 _HOMES = {
     "engine.cache_config": ("KVCacheConfig",),
+    "engine.chat.stream": ("ChatStream",),
+    "engine.chat.reply": (
+        "ChatCompletion", "ChatDelta", "ChatMessage", "ToolCall", "ToolCallDelta", "Usage",
+    ),
     "engine.generation": ("Generation",),
     "engine.llm": ("LLM",),
     "engine.load": ("generate", "load"),
@@ -24,7 +28,7 @@ _HOMES = {
     "kernels.state": ("AttentionState", "empty_state", "finalize", "merge", "sink_state"),
     "kernels.errors": (
         "ConfigError", "ContextFullError", "GGUFError", "HubError", "InputError", "MixkvError", "MixkvWarning",
-        "OutOfMemoryError", "SessionError", "TokenizerError",
+        "OutOfMemoryError", "SessionError", "TemplateError", "TokenizerError",
     ),
 }  # fmt: skip
 _HOME = {name: f"mixkv.{module}" for module, names in _HOMES.items() for name in names}

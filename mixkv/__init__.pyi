@@ -1,4 +1,6 @@
 from mixkv.engine.cache_config import KVCacheConfig
+from mixkv.engine.chat.reply import ChatCompletion, ChatDelta, ChatMessage, ToolCall, ToolCallDelta, Usage
+from mixkv.engine.chat.stream import ChatStream
 from mixkv.engine.generation import Generation
 from mixkv.engine.llm import LLM
 from mixkv.engine.load import generate, load
@@ -26,6 +28,7 @@ from mixkv.kernels.errors import (
     MixkvWarning,
     OutOfMemoryError,
     SessionError,
+    TemplateError,
     TokenizerError,
 )
 
@@ -34,6 +37,10 @@ __all__ = [
     "LLM",
     "AttentionState",
     "CacheStats",
+    "ChatCompletion",
+    "ChatDelta",
+    "ChatMessage",
+    "ChatStream",
     "Chunk",
     "Completion",
     "ConfigError",
@@ -51,8 +58,12 @@ __all__ = [
     "QuantizedRows",
     "SamplingParams",
     "SessionError",
+    "TemplateError",
     "TokenLogprob",
     "TokenizerError",
+    "ToolCall",
+    "ToolCallDelta",
+    "Usage",
     "__version__",
     "attend",
     "empty_state",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -172,6 +172,12 @@ class SamplingParams:
     def constraint(self) -> str | None:
         """The one of CONSTRAINTS that is set."""
         return next((name for name in CONSTRAINTS if getattr(self, name) is not None), None)
+
+    @classmethod
+    def on_top_of(cls, params: SamplingParams | None, options: Mapping[str, Any]) -> SamplingParams:
+        """`params`, or the defaults, with these settings in place of theirs; errors as in `from_options`."""
+        alone = cls.from_options(options)  # names and values are checked on their own first
+        return alone if params is None else replace(params, **options)
 
     @property
     def greedy(self) -> bool:

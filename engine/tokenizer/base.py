@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -69,28 +69,34 @@ class Tokenizer(ABC):
         Lone surrogates, which no UTF-8 text can hold, count as U+FFFD. What the vocabulary has no token for is left
         out, with one MixkvWarning for the text.
         """
-        missing = bytearray()
-        ids = self._encode_parts(self._split(_without_surrogates(text), parse_special), True, missing)
+        ids = self.encode_parts(self.split(text, parse_special=parse_special))
         if add_special and self.add_bos and self.bos_id is not None:
             ids.insert(0, self.bos_id)
         if add_special and add_eos and self.add_eos and self.eos_id is not None:
             ids.append(self.eos_id)
+        return ids
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Ids of a text in parts, as `split` gives them: ids stay as they are, each text is encoded by itself."""
+        missing = bytearray()
+        ids = self._encode_parts(parts, True, missing)
         if missing:
             count = "a byte" if len(missing) == 1 else f"{len(missing)} bytes"
+            text = next(part for part in parts if isinstance(part, str))
             warnings.warn(
                 f"the vocabulary has no token for {count} of the text (the first is 0x{missing[0]:02X}, in "
                 f"{text[:40]!r}): left out",
                 MixkvWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return ids
 
     def encode_on(self, text: str) -> list[int]:
         """Ids of text behind other text: no BOS, no space put in front, nothing in it is a control token. What the
         vocabulary has no token for is left out."""
-        return self._encode_parts(self._split(_without_surrogates(text), False), False, bytearray())
+        return self._encode_parts(self.split(text, parse_special=False), False, bytearray())
 
-    def _encode_parts(self, parts: list[str | int], begins: bool, missing: bytearray) -> list[int]:
+    def _encode_parts(self, parts: Sequence[str | int], begins: bool, missing: bytearray) -> list[int]:
         """begins: the first part begins a text, and one behind a special token does so again (`after_special`)."""
         ids: list[int] = []
         after_special = begins
@@ -142,8 +148,15 @@ class Tokenizer(ABC):
         cuts = [(text, i) for i in ids if (text := text_of(self._tokens[i])) is not None]
         return sorted(cuts, key=lambda cut: (-len(self._tokens[cut[1]]), cut[1]))
 
-    def _split(self, text: str, parse_special: bool) -> list[str | int]:
-        """The text in order, as stretches of plain text (never empty) and ids of the tokens cut out."""
+    @cached_property
+    def control_tokens(self) -> dict[str, int]:
+        """The texts that become control tokens where `parse_special` is set, longest first, and their ids."""
+        return {text: i for text, i in self._all_cuts if i in self._special}
+
+    def split(self, text: str, *, parse_special: bool) -> list[str | int]:
+        """The text in order, as stretches of plain text (never empty, never two in a row) and ids of the tokens that
+        are cut out: user-defined ones always, control tokens for parse_special. Lone surrogates become U+FFFD."""
+        text = _without_surrogates(text)
         parts: list[str | int] = [text] if text else []
         present = set(text)  # most texts hold no "<": that skips nearly all special tokens
         for wanted, token_id in self._all_cuts if parse_special else self._user_cuts:
