@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from mixkv.kernels.contract import Backend
 from mixkv.kernels.contract_parts import Experts, Weight
 from mixkv.kernels.errors import GGUFError
-from mixkv.models.fingerprint import tensor_digest
 from mixkv.models.config import ModelConfig
+from mixkv.models.fingerprint import tensor_digest
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.layers import Routed
 
