@@ -1,4 +1,4 @@
-"""Write a llama GGUF of a real model's shape with random weights, for measuring speed.
+"""Write a llama (or qwen3moe) GGUF of a real model's shape with random weights, for measuring speed.
 
     python tools/make_synthetic_gguf.py SHAPE OUT.gguf [--type Q4_0|Q8_0|F16] [--vocab FILE.gguf]
 
@@ -19,7 +19,7 @@ from gguf.quants import quantize
 
 
 class Shape(NamedTuple):
-    """A llama's hyper-parameters."""
+    """A llama's hyper-parameters; with experts a qwen3moe's, and ffn is the width of one of them."""
 
     dim: int
     layers: int
@@ -31,12 +31,22 @@ class Shape(NamedTuple):
     rope_base: float
     n_ctx: int
     tied: bool
+    experts: int = 0
+    experts_used: int = 0
+
+    @property
+    def architecture(self) -> str:
+        return "qwen3moe" if self.experts else "llama"
 
 
 SHAPES = {
     "llama1b": Shape(2048, 16, 32, 8, 64, 8192, 128_256, 500_000.0, 131_072, True),
     "llama8b": Shape(4096, 32, 32, 8, 128, 14_336, 128_256, 500_000.0, 131_072, False),
     "tinyllama": Shape(2048, 22, 32, 4, 64, 5632, 32_000, 10_000.0, 2048, False),
+    "qwen3moe": Shape(
+        2048, 8, 32, 4, 128, 768, 32_000, 1_000_000.0, 40_960, False, 16, 8
+    ),  # an eighth of 30B-A3B's experts
+    "tinymoe": Shape(256, 2, 4, 2, 64, 256, 512, 10_000.0, 16_384, True, 4, 2),
     "tiny": Shape(256, 2, 4, 2, 64, 512, 512, 10_000.0, 16_384, True),
 }
 FILE_TYPES = {"F16": 1, "Q4_0": 2, "Q8_0": 7}
@@ -74,13 +84,17 @@ def add_vocabulary(out: GGUFWriter, n: int, source: Path | None) -> int:
 
 def make(shape: Shape, name: str, path: Path, kind: str, vocabulary: Path | None = None, seed: int = 0) -> None:
     """Write the file."""
-    out = GGUFWriter(path, "llama")
+    out = GGUFWriter(path, shape.architecture)
     out.add_name(name)
     out.add_file_type(FILE_TYPES[kind])
     out.add_context_length(shape.n_ctx)
     out.add_embedding_length(shape.dim)
     out.add_block_count(shape.layers)
     out.add_feed_forward_length(shape.ffn)
+    if shape.experts:
+        out.add_expert_count(shape.experts)
+        out.add_expert_used_count(shape.experts_used)
+        out.add_expert_feed_forward_length(shape.ffn)
     out.add_head_count(shape.heads)
     out.add_head_count_kv(shape.kv_heads)
     out.add_key_length(shape.head_dim)
@@ -94,17 +108,19 @@ def make(shape: Shape, name: str, path: Path, kind: str, vocabulary: Path | None
     usual = GGMLQuantizationType[kind]
     table = usual if kind == "F16" else GGMLQuantizationType.Q8_0
 
-    def matrix(tensor: str, rows: int, cols: int, quant: GGMLQuantizationType = usual) -> None:
-        values = rng.standard_normal((rows, cols), dtype=np.float32) * np.float32(0.7 / np.sqrt(cols))
-        if quant == GGMLQuantizationType.F16:
+    def matrix(tensor: str, *size: int, quant: GGMLQuantizationType = usual) -> None:
+        values = rng.standard_normal(size, dtype=np.float32) * np.float32(0.7 / np.sqrt(size[-1]))
+        if quant == GGMLQuantizationType.F32:
+            out.add_tensor(tensor, values)
+        elif quant == GGMLQuantizationType.F16:
             out.add_tensor(tensor, values.astype(np.float16))
         else:
             out.add_tensor(tensor, quantize(values, quant), raw_dtype=quant)
 
-    def gain(tensor: str) -> None:
-        out.add_tensor(tensor, np.ones(shape.dim, np.float32))
+    def gain(tensor: str, size: int = shape.dim) -> None:
+        out.add_tensor(tensor, np.ones(size, np.float32))
 
-    matrix("token_embd.weight", n_vocab, shape.dim, table if shape.tied else usual)
+    matrix("token_embd.weight", n_vocab, shape.dim, quant=table if shape.tied else usual)
     for i in range(shape.layers):
         prefix = f"blk.{i}."
         gain(prefix + "attn_norm.weight")
@@ -113,12 +129,20 @@ def make(shape: Shape, name: str, path: Path, kind: str, vocabulary: Path | None
         matrix(prefix + "attn_k.weight", shape.kv_heads * shape.head_dim, shape.dim)
         matrix(prefix + "attn_v.weight", shape.kv_heads * shape.head_dim, shape.dim)
         matrix(prefix + "attn_output.weight", shape.dim, shape.heads * shape.head_dim)
+        if shape.experts:
+            gain(prefix + "attn_q_norm.weight", shape.head_dim)
+            gain(prefix + "attn_k_norm.weight", shape.head_dim)
+            matrix(prefix + "ffn_gate_inp.weight", shape.experts, shape.dim, quant=GGMLQuantizationType.F32)
+            matrix(prefix + "ffn_gate_exps.weight", shape.experts, shape.ffn, shape.dim)
+            matrix(prefix + "ffn_up_exps.weight", shape.experts, shape.ffn, shape.dim)
+            matrix(prefix + "ffn_down_exps.weight", shape.experts, shape.dim, shape.ffn)
+            continue
         matrix(prefix + "ffn_gate.weight", shape.ffn, shape.dim)
         matrix(prefix + "ffn_up.weight", shape.ffn, shape.dim)
         matrix(prefix + "ffn_down.weight", shape.dim, shape.ffn)
     gain("output_norm.weight")
     if not shape.tied:
-        matrix("output.weight", n_vocab, shape.dim, table)
+        matrix("output.weight", n_vocab, shape.dim, quant=table)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
