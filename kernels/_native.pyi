@@ -13,7 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.kernels.contract import KVStore, PagePool
-from mixkv.kernels.contract_parts import Experts, FeedForward, Head, NormLinear, NormQKV, Project, Weight
+from mixkv.kernels.contract_parts import (
+    Experts,
+    FeedForward,
+    Head,
+    NormLinear,
+    NormQKV,
+    Project,
+    RecurrentPart,
+    Weight,
+)
 from mixkv.kernels.parts import Activation, Norm, Rotation, Routing, Temperature
 
 F32 = NDArray[np.float32]
@@ -68,6 +77,15 @@ class Backend:
         selection_bias: F32 | None = None, down_scale: F32 | None = None, out_norm: Norm | None = None,
         scale: float = 1.0,
     ) -> FeedForward: ...  # fmt: skip
+    def Mamba2(
+        self, *, conv: F32, conv_bias: F32 | None = None, a: F32, d: F32, dt_bias: F32, gain: F32 | None = None,
+        eps: float, n_heads: int, head_dim: int, n_groups: int, d_state: int,
+    ) -> RecurrentPart: ...  # fmt: skip
+    def DeltaNet(
+        self, *, conv: F32, a: F32, dt_bias: F32, gain: F32, eps: float, n_heads: int, n_k_heads: int, head_dim: int,
+        tiled: bool,
+    ) -> RecurrentPart: ...  # fmt: skip
+    def ShortConv(self, *, conv: F32) -> RecurrentPart: ...
     def Head(
         self, *, norm: Norm | None, w: Weight, bias: F32 | None = None, scale: float = 1.0, softcap: float = 0.0
     ) -> Head: ...

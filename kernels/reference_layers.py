@@ -18,7 +18,7 @@ def normalise(x: F32, norm: Norm | None) -> F32:
     if norm is None:
         return x
     if norm.centred:
-        x = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+        x = (x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)).astype(np.float32, copy=False)
     y: F32 = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32) + np.float32(norm.eps))
     if norm.gain is not None:
         y = y * norm.gain
@@ -38,7 +38,7 @@ def sigmoid(x: F32) -> F32:
         return (1 / (1 + np.exp(-x))).astype(np.float32)
 
 
-def activate(activation: Activation, g: F32, u: F32 | float) -> F32:
+def activate(activation: Activation, g: F32, u: F32 | np.float32) -> F32:
     """See parts.Activation; u is 1 where a feed-forward has no gate, and g is then up's product."""
     kind, numbers = activation.kind, activation.numbers
     with np.errstate(over="ignore"):

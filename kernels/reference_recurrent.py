@@ -16,7 +16,7 @@ def convolve(x: F32, before: F32, weight: F32, bias: F32 | None, after: F32) -> 
     after[:] = rows[len(rows) - kernel + 1 :]
     y = np.zeros_like(x)
     for i in range(kernel):
-        y = y + rows[i : i + len(x)] * weight[:, i]
+        y += rows[i : i + len(x)] * weight[:, i]
     return y if bias is None else y + bias
 
 
@@ -98,7 +98,7 @@ class DeltaNet:
 
     def _unit(self, x: F32) -> F32:
         length = np.sqrt(np.sum(np.square(x), axis=-1, keepdims=True, dtype=np.float32))
-        return x / np.maximum(length, np.float32(self.eps))
+        return (x / np.maximum(length, np.float32(self.eps))).astype(np.float32, copy=False)
 
 
 class ShortConv:

@@ -47,11 +47,11 @@ class BatchStates:
         if len(parts) == 1 or k is None or v is None:
             return [parts[0][0].attend(layer, q, k, v, sinks)]
         places = [cache.place(layer) for cache, _ in parts]
-        first, index, spec = places[0]
+        _, index, spec = places[0]
         states = [state for state, _, _ in places if isinstance(state, MixedState | SlidingState)]
         stores, orders = [state.store for state in states], [state.order(index) for state in states]
         step = parts[0][0].backend.step_batch
-        return [step(index, stores, q, k, v, orders, **first.scores(spec, sinks))]
+        return [step(index, stores, q, k, v, orders, **states[0].scores(spec, sinks))]
 
     def recurrent(self, layer: int) -> list[tuple[Run, RecurrentLayer]]:
         """See models/batch.py."""

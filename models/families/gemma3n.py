@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mixkv.kernels.parts import F32, Activation
+from mixkv.kernels.parts import F32
 from mixkv.models.attention import AttentionMixer
 from mixkv.models.batch import Batch, Rows, States
 from mixkv.models.config import Hyper
@@ -124,7 +124,7 @@ class Gemma3n(Decoder):
     )
     norms = "both"
     qk_norm = "head"
-    activation: Activation = GELU
+    activation = GELU
 
     @classmethod
     def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any, ClassVar
 
 from mixkv.kernels.parts import Activation
 from mixkv.models.config import Hyper
@@ -151,7 +153,7 @@ class Qwen3Next(Decoder):
     features = "gated delta nets in three of four layers, output gate, QK norm, partial rotation, experts, a shared one"
     qk_norm = "head"
     renames = {"ffn_norm": "post_attention_norm"}  # noqa: RUF012
-    experts = {"gating": "softmax", "normalize": True, "shared_gate": True}  # noqa: RUF012
+    experts: ClassVar[Mapping[str, Any] | None] = {"gating": "softmax", "normalize": True, "shared_gate": True}
     TILED_KEYS = False
 
     @classmethod
@@ -189,7 +191,7 @@ class Qwen35(Qwen3Next):
     models = "Qwen 3.5, 3.6 (dense)"
     features = "gated delta nets in three of four layers, output gate, QK norm, partial rotation"
     TILED_KEYS = True
-    experts = None
+    experts: ClassVar[Mapping[str, Any] | None] = None
 
 
 class Qwen35Moe(Qwen35):
@@ -198,7 +200,7 @@ class Qwen35Moe(Qwen35):
     architecture = "qwen35moe"
     models = "Qwen 3.5, 3.6 with experts"
     features = "as `qwen35`, with experts and a shared one"
-    experts = Qwen3Next.experts
+    experts: ClassVar[Mapping[str, Any] | None] = Qwen3Next.experts
 
 
 FAMILIES = (Qwen35, Qwen35Moe, Qwen3Next, Lfm2, Lfm2Moe, GraniteHybrid, FalconH1, NemotronH, NemotronHMoe, Mamba2Model)
