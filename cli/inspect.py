@@ -9,7 +9,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import typer
 from mixkv.cli.flags import flag, with_flags
 from mixkv.cli.hub import HubFlags, model_path
 from mixkv.cli.inspect_chat import chat_table
+from mixkv.cli.inspect_layers import config_table
 from mixkv.cli.terminal import DONE, Terminal, harmless
 from mixkv.kernels.errors import ConfigError, MixkvError
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 SHOWN, SHOWN_TEXT = 6, 200
 """Elements of an array and characters of a string that are shown."""
+WORDS = frozenset({"why", "mixer", "ffn", "norms", "keeps"})
+"""Columns of words, which begin at the left."""
 N_BATCH = 512
 WHAT = "What to show"
 
@@ -116,14 +118,6 @@ def describe(gguf: GGUFFile, *, tensors: bool = False, kv_plan: bool = False) ->
             for info in gguf.tensors.values()
         ]
     return report
-
-
-def config_table(config: ModelConfig) -> dict[str, Any]:
-    """Hyper-parameters; of layers that are alike, one after the other, one specification with their numbers."""
-    specs = config.layers
-    borders = [0, *(i for i in range(1, len(specs)) if specs[i] != specs[i - 1]), len(specs)]
-    found = [{"layers": str(a) if b == a + 1 else f"{a}-{b - 1}", **asdict(specs[a])} for a, b in pairwise(borders)]
-    return {"n_layers": config.n_layers, **asdict(config), "layers": found}
 
 
 def memory_table(gguf: GGUFFile, config: ModelConfig) -> list[dict[str, int]]:
@@ -224,9 +218,10 @@ def _print_report(report: dict[str, Any]) -> None:
     _print_table("Replies", ("", ""), ((key, value or "none") for key, value in report["chat"].items()))
     if report["config"]:
         common = ((key, _text(value)) for key, value in report["config"].items() if key != "layers")
-        parts = ("layers", "mixer", "ffn", "norms")
         _print_table("Model", ("", ""), common)
-        _print_table("Layers", parts, ([_text(run[part]) for part in parts] for run in report["config"]["layers"]))
+        parts = ("mixer", "ffn", "norms", "keeps")
+        runs = ((run["layers"], {"norms": run["norms"], **run["words"]}) for run in report["config"]["layers"])
+        _print_table("Layers", ("layers", *parts), ((at, *(words[part] for part in parts)) for at, words in runs))
     _print_table(
         "Weights",
         ("type", "tensors", "elements", "MiB"),
@@ -289,7 +284,9 @@ def _print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str
 
     table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(columns))
     for i, name in enumerate(columns):
-        table.add_column(name, overflow="fold", justify="right" if len(columns) > 2 and i and name != "why" else "left")
+        table.add_column(
+            name, overflow="fold", justify="left" if name in WORDS or len(columns) < 3 or not i else "right"
+        )
     for row in rows:
         table.add_row(*(Text(harmless(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 240).print(table)

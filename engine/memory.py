@@ -14,7 +14,7 @@ from mixkv.kernels.errors import OutOfMemoryError
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.gguf_types import WEIGHT_TYPES, TensorInfo
-from mixkv.models.layers import Attention, LayerSpec, Recurrent
+from mixkv.models.layers import Attention, LayerSpec, Recurrent, Routed
 
 MIB = 1 << 20
 FIXED_SCRATCH = 64 * MIB
@@ -92,6 +92,9 @@ def _row_width(dim: int, layer: LayerSpec) -> int:
     for recurrent in (mixer, layer.beside):
         if isinstance(recurrent, Recurrent):
             out = max(out, recurrent.row_numbers)
+    if isinstance(layer.ffn, Routed):  # what a token's experts give, row by row, before it is added up
+        r = layer.ffn.routing
+        n_ff += r.n_used * (dim + 4) + 2 * dim + r.n_experts
     # kept from call to call: rows normed for QKV and for the MLP, with their codes; the MLP's inner rows; the codes of
     # attention's output; cos and sin of the last four chunks
     kept = 3 * dim + n_ff + out // 2 + 4 * n_rot
