@@ -15,7 +15,8 @@ import pytest
 from gguf import GGMLQuantizationType as T
 from native_tools import native_backend, same_bits
 from numpy.typing import NDArray
-from test_native_linear import TYPES, random_raw
+from test_native_linear import TYPES
+from weight_tools import random_raw
 
 from mixkv.kernels import open_backend
 from mixkv.kernels.errors import InputError
