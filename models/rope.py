@@ -91,7 +91,6 @@ class RopeConfig:
             beta_slow=positive("scaling.yarn_beta_slow", 1.0),
             ext_factor=ext_factor if ext_factor >= 0 else 1.0,
             interleaved=interleaved,
-            log_multiplier=gguf.float(f"{key}.scaling.yarn_log_multiplier", 0.0),
             factors=short if by_context else plain if plain in gguf.tensors else "",
             long_factors=long if by_context else "",
         )

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf_tools import refusal, tiny_llama, write_gguf
+from tiny_families import families
 
 import mixkv
 from mixkv.cli.chat import Conversation
@@ -84,6 +85,18 @@ def test_the_page_names_the_keys_that_are_read_and_no_other(tmp_path: Path) -> N
     assert {key.replace("{arch}", "llama") for keys, _ in ROWS for key in keys} == asked.keys_asked
 
 
+@pytest.mark.parametrize("name", families())
+def test_the_page_names_the_keys_of_every_family(tmp_path: Path, name: str) -> None:
+    """The same for what only some families read; what no family reads any more is not asked for here."""
+    tiny = families()[name]
+    with open_gguf(tiny.write(tmp_path / "m.gguf")) as gguf:
+        asked = Asked(gguf.metadata._entries)
+        gguf.metadata._entries = asked
+        read_config(gguf)
+    keys = {key.replace(f"{tiny.arch}.", "{arch}.") for key in asked.keys_asked}
+    assert {key for key in keys if f"`{key}`" not in PAGE} == set()
+
+
 @pytest.mark.parametrize("key", DEFAULTS)
 def test_a_default_written_out_changes_nothing(tmp_path: Path, key: str) -> None:
     """The page and the code may not drift apart."""
@@ -153,7 +166,7 @@ BAD_ARRAYS: dict[str, tuple[object, str]] = {
     "too-short": (np.array([64], np.uint32), "has 1 numbers for 2 layers"),
     "too-long": (np.full(1000, 64, np.uint32), "has 1000 numbers for 2 layers"),
     "empty": (np.array([], np.uint32), "has 0 numbers for 2 layers"),
-    "zero": (np.zeros(2, np.uint32), "is 0, but must lie in"),
+    "zero": (np.zeros(2, np.uint32), "is 0 in one layer, but must lie in"),
     "negative": (np.full(2, -64, np.int32), "is -64, but must lie in"),
     "huge": (np.full(2, 2**32 - 1, np.uint32), "is 4294967295, but must lie in"),
     "floats": (np.full(2, 64.0, np.float32), "should be an array of uint32 or int32"),
@@ -195,11 +208,11 @@ def test_other_values_are_one_clear_error(tmp_path: Path, key: str) -> None:
     assert words in message and f"llama.{key}" in message
 
 
-@pytest.mark.parametrize("kind", ["longrope", "", "YARN", "dynamic"])
+@pytest.mark.parametrize("kind", ["", "YARN", "dynamic"])
 def test_other_scalings_are_one_clear_error(tmp_path: Path, kind: str) -> None:
     """Never another scaling in silence: frequencies that the model was not trained with."""
     path = written(tmp_path, {"llama.rope.scaling.type": kind})
-    assert "none, linear and yarn are" in refusal(GGUFError, lambda: mixkv.load(path))
+    assert "is not supported: none, linear, yarn and longrope are" in refusal(GGUFError, lambda: mixkv.load(path))
 
 
 @pytest.mark.parametrize("biases", [("gate", "up", "down"), ("gate",), ("up",), ("down",)])

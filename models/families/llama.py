@@ -34,11 +34,11 @@ class Mistral3(Llama):
     @classmethod
     def read_attention(cls, hyper: Hyper, n_kv_heads: int | None = None) -> Attention:
         attention = super().read_attention(hyper, n_kv_heads)
-        slope = hyper.number("attention.temperature_scale", 0.0)
-        if not slope:
-            return attention
         assert attention.rope is not None
-        return replace(attention, temperature=Temperature(slope, attention.rope.n_ctx_orig))
+        rope = replace(attention.rope, log_multiplier=hyper.number("rope.scaling.yarn_log_multiplier", 0.0))
+        slope = hyper.number("attention.temperature_scale", 0.0)
+        temperature = Temperature(slope, rope.n_ctx_orig) if slope else None
+        return replace(attention, rope=rope, temperature=temperature)
 
 
 class Smollm3(Decoder):
