@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 from native_tools import native_backend, same_bits
-from routed_tools import ACTIVATIONS, QWEN, Layer, poison
+from routed_tools import ACTIVATIONS, QWEN, Layer, numpy, poison
 from test_native_linear import TYPES
 from weight_tools import random_raw
 
