@@ -234,6 +234,9 @@ CASES = [
     Case("firefunction", f"Yes. functools{LIST}", "Yes."),
     # What models leave out
     Case("hermes", f"<tool_call>{LIST}</tool_call>", name="hermes-list"),
+    Case("hermes", f"```json\n{OBJECTS[0]}\n```", calls=BOTH[:1], name="hermes-fence"),
+    Case("hermes", f"<tools>\n{OBJECTS[0]}\n</tools>", calls=BOTH[:1], name="hermes-tools"),
+    Case("hermes", OBJECTS[0], calls=BOTH[:1], name="hermes-bare"),
     Case("hermes", f"<tool_call>\n{OBJECTS[0][:-1]}\n</tool_call>\nSo.", "So.", calls=BOTH[:1], name="hermes-brace"),
     Case("hermes", f"<tool_call>{OBJECTS[0]}\n<tool_call>{OBJECTS[1]}", name="hermes-ends"),
     Case(

@@ -24,6 +24,7 @@ OTHERWISE = {
     "llama-semicolon": "more than one",
     "lfm-json": "asked for in words only",
     "functionary-v3.2": "a text before it",
+    **dict.fromkeys(("hermes-fence", "hermes-tools", "hermes-bare"), "other tags, or none"),
     **dict.fromkeys(
         (
             "hermes-list",

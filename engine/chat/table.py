@@ -234,7 +234,18 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("minimax-m1", (("<tool_calls>",),), (forms.wrapped("<tool_calls>", (forms.OBJECT,), "</tool_calls>"),)),
     Row("firefunction", (("functools[",),), (forms.listed(("functools",), form=forms.STRICT),)),
-    Row("hermes", (("<tool_call>",),), (forms.HERMES, forms.listed(("<tool_call>",), (SPACES, "</tool_call>")))),
+    Row(
+        "hermes",
+        (("<tool_call>",),),
+        (
+            forms.HERMES,
+            forms.listed(("<tool_call>",), (SPACES, "</tool_call>")),
+            # what Qwen2.5-Coder writes instead, more often than not
+            forms.wrapped("<tools>", (forms.STRICT,), "</tools>"),
+            Calls(("```json",), (SPACES, forms.STRICT), (SPACES, "```"), first=True),
+            Calls((), (forms.STRICT,), first=True),
+        ),
+    ),
     Row(
         "llama",
         (('"parameters":', "<|python_tag|>"), ('{"name": ', '"parameters": ', "<|eot_id|>")),
