@@ -31,8 +31,8 @@ NOT_CALLS = {
         '<tool_call>{"name": "ping", "host": "a.b"}</tool_call>',
         "<tool_call>{'name': 'ping', 'arguments': {}}</tool_call>",
         "<tool_calls>[]</tool_calls>",
-        OBJECTS[1],
-        f"```json\n{OBJECTS[1]}\n```",
+        f"So: {OBJECTS[1]}",
+        f"So:\n```json\n{OBJECTS[1]}\n```",
     ],
     "qwen-coder": [
         "<tool_call><function=pong></function></tool_call>",
