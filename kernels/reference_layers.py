@@ -18,7 +18,8 @@ def normalise(x: F32, norm: Norm | None) -> F32:
     if norm is None:
         return x
     if norm.centred:
-        x = (x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)).astype(np.float32, copy=False)
+        mean: F32 = np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+        x = x - mean
     y: F32 = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32) + np.float32(norm.eps))
     if norm.gain is not None:
         y = y * norm.gain

@@ -103,6 +103,6 @@ class RoutedFFN:
             return linear(rows, experts.of(expert), None if bias is None else bias[expert])
 
         up = product(h, self.up, self.up_bias)
-        g, u = (up, 1.0) if self.gate is None else (product(h, self.gate, self.gate_bias), up)
+        g, u = (up, np.float32(1)) if self.gate is None else (product(h, self.gate, self.gate_bias), up)
         y = product(activate(self.activation, g, u), self.down, self.down_bias)
         return y if self.down_scale is None else y * self.down_scale[expert]
