@@ -18,9 +18,10 @@ def normalise(x: F32, norm: Norm | None) -> F32:
     if norm is None:
         return x
     if norm.centred:
-        mean: F32 = np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
-        x = x - mean
-    y: F32 = x / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32) + np.float32(norm.eps))
+        x = x - np.mean(x, axis=-1, keepdims=True, dtype=np.float32)
+    mean_square: F32 = np.mean(np.square(x), axis=-1, keepdims=True, dtype=np.float32)
+    root: F32 = np.sqrt(mean_square + np.float32(norm.eps))
+    y: F32 = x / root
     if norm.gain is not None:
         y = y * norm.gain
     return y if norm.bias is None else y + norm.bias
