@@ -98,8 +98,8 @@ def _row_width(dim: int, layer: LayerSpec) -> int:
     # kept from call to call: rows normed for QKV and for the MLP, with their codes; the MLP's inner rows; the codes of
     # attention's output; cos and sin of the last four chunks
     kept = 3 * dim + n_ff + out // 2 + 4 * n_rot
-    # q, k, v and the attention's output of a layer live until the next layer's take their place
-    return kept + max(3 * dim + qkv + out, dim + 2 * qkv + out, dim + qkv + 2 * out)
+    # the residual stream, q, k, v, what attention gives, and what comes of it; or the streams around a feed-forward
+    return kept + max(2 * dim + qkv + out, 3 * dim)
 
 
 def _elements(shape: tuple[int, ...]) -> int:

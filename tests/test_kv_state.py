@@ -176,10 +176,10 @@ def test_an_exception_in_the_middle_of_a_step_changes_nothing(
 
     attend = seq.cache.attend
 
-    def failing(layer: int, q: F32, k: F32, v: F32) -> F32:
+    def failing(layer: int, q: F32, k: F32, v: F32, sinks: None) -> F32:
         if layer == 1:
             raise error
-        return attend(layer, q, k, v)
+        return attend(layer, q, k, v, sinks)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(error):
         patch.setattr(seq.cache, "attend", failing)
