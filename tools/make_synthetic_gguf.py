@@ -1,4 +1,4 @@
-"""Write a llama (or qwen3moe) GGUF of a real model's shape with random weights, for measuring speed.
+"""Write a llama (or qwen3moe, or gemma3) GGUF of a real model's shape with random weights, for measuring speed.
 
     python tools/make_synthetic_gguf.py SHAPE OUT.gguf [--type Q4_0|Q8_0|F16] [--vocab FILE.gguf]
 
@@ -19,7 +19,8 @@ from gguf.quants import quantize
 
 
 class Shape(NamedTuple):
-    """A llama's hyper-parameters; with experts a qwen3moe's, and ffn is the width of one of them."""
+    """A llama's hyper-parameters; with experts a qwen3moe's, and ffn is the width of one of them; with a window a
+    gemma3's."""
 
     dim: int
     layers: int
@@ -33,10 +34,11 @@ class Shape(NamedTuple):
     tied: bool
     experts: int = 0
     experts_used: int = 0
+    window: int = 0
 
     @property
     def architecture(self) -> str:
-        return "qwen3moe" if self.experts else "llama"
+        return "qwen3moe" if self.experts else "gemma3" if self.window else "llama"
 
 
 SHAPES = {
@@ -46,6 +48,7 @@ SHAPES = {
     "qwen3moe": Shape(
         2048, 8, 32, 4, 128, 768, 32_000, 1_000_000.0, 40_960, False, 16, 8
     ),  # an eighth of 30B-A3B's experts
+    "gemma3-4b": Shape(2560, 34, 8, 4, 256, 10_240, 262_144, 1_000_000.0, 131_072, True, window=1024),
     "tinymoe": Shape(256, 2, 4, 2, 64, 256, 512, 10_000.0, 16_384, True, 4, 2),
     "tiny": Shape(256, 2, 4, 2, 64, 512, 512, 10_000.0, 16_384, True),
 }
@@ -91,6 +94,8 @@ def make(shape: Shape, name: str, path: Path, kind: str, vocabulary: Path | None
     out.add_embedding_length(shape.dim)
     out.add_block_count(shape.layers)
     out.add_feed_forward_length(shape.ffn)
+    if shape.window:
+        out.add_sliding_window(shape.window)
     if shape.experts:
         out.add_expert_count(shape.experts)
         out.add_expert_used_count(shape.experts_used)
@@ -125,13 +130,17 @@ def make(shape: Shape, name: str, path: Path, kind: str, vocabulary: Path | None
         prefix = f"blk.{i}."
         gain(prefix + "attn_norm.weight")
         gain(prefix + "ffn_norm.weight")
+        if shape.window:
+            gain(prefix + "post_attention_norm.weight")
+            gain(prefix + "post_ffw_norm.weight")
         matrix(prefix + "attn_q.weight", shape.heads * shape.head_dim, shape.dim)
         matrix(prefix + "attn_k.weight", shape.kv_heads * shape.head_dim, shape.dim)
         matrix(prefix + "attn_v.weight", shape.kv_heads * shape.head_dim, shape.dim)
         matrix(prefix + "attn_output.weight", shape.dim, shape.heads * shape.head_dim)
-        if shape.experts:
+        if shape.architecture != "llama":
             gain(prefix + "attn_q_norm.weight", shape.head_dim)
             gain(prefix + "attn_k_norm.weight", shape.head_dim)
+        if shape.experts:
             matrix(prefix + "ffn_gate_inp.weight", shape.experts, shape.dim, quant=GGMLQuantizationType.F32)
             matrix(prefix + "ffn_gate_exps.weight", shape.experts, shape.ffn, shape.dim)
             matrix(prefix + "ffn_up_exps.weight", shape.experts, shape.ffn, shape.dim)
