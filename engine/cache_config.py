@@ -9,6 +9,7 @@ from typing import Any
 from mixkv.kernels import LayerFormat, cache_type
 from mixkv.kernels.errors import ConfigError
 from mixkv.kernels.formats import check_q4_scale
+from mixkv.kernels.numeric import hadamard_width
 from mixkv.models.layers import Attention, LayerSpec
 
 ROTATE = ("auto", "on", "off")
@@ -25,7 +26,8 @@ class KVCacheConfig:
 
     mixed_kv_cache: recent tokens exact, old ones in the cold types; off: one uniform type (llama-cli's meaning).
     hot_window: newest tokens kept in FP16 (at least so many, at most 15 more). sink_tokens: first tokens kept in FP16.
-    type_k, type_v: f32, f16, q8_0 or q4_0; None is q4_0 for the mixed cache and f16 without it. rotate: Hadamard
+    type_k, type_v: f32, f16, q8_0 or q4_0; None is q4_0 for the mixed cache and f16 without it; where values are part of
+    keys (latent attention) type_k counts for both. rotate: Hadamard
     rotation, auto = on for quantized types of 5 bits and fewer. q4_scale: what Q4_0 rows take as a block's scale,
     unbiased (products keep their size) or plain (GGML's own, the largest value / -8). rollback_reserve: newest tokens
     that `truncate` can take back exactly, whatever the window. kv_plan: auto gives the mixed cache's keys more bits, or
@@ -138,8 +140,18 @@ def _format_of(config: KVCacheConfig, i: int, layer: LayerSpec) -> LayerFormat |
         raise ConfigError(f"per_layer names layer {i}, but that one {what}: leave it out")
     if not isinstance(mixer, Attention) or mixer.kv_from is not None:
         return None
-    chosen = _layer_format(config, config.per_layer.get(i, {}))
+    chosen = as_kept(_layer_format(config, config.per_layer.get(i, {})), mixer)
     return LayerFormat(chosen.hot_k, chosen.hot_v, chosen.hot_k, chosen.hot_v) if mixer.window else chosen
+
+
+def as_kept(f: LayerFormat, attention: Attention) -> LayerFormat:
+    """The format of a layer: where its values are part of its keys, that of its keys for both, rotated only if the
+    rotation does not mix values with the rest."""
+    if not attention.v_in_k:
+        return f
+    rotate = f.rotate_k and attention.head_dim_v % hadamard_width(attention.head_dim_k) == 0
+    q4_scale = f.q4_scale if f.type_k == "q4_0" else "plain"
+    return LayerFormat(f.type_k, f.type_k, f.hot_k, f.hot_k, rotate, rotate, q4_scale)
 
 
 def _layer_format(config: KVCacheConfig, override: Mapping[str, str]) -> LayerFormat:

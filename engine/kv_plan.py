@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mixkv.engine.cache_config import CachePlan, KVCacheConfig, turns_cold
+from mixkv.engine.cache_config import CachePlan, KVCacheConfig, as_kept, turns_cold
 from mixkv.engine.state.mixed import RowBytes
 from mixkv.kernels import CACHE_TYPES, LayerFormat, cache_type
 from mixkv.kernels.formats import decode, encode
@@ -103,7 +103,7 @@ def _plan_layer(heads: HeadStatistics, config: KVCacheConfig, layer: int, base: 
         return LayerPlan(layer, base, "as the settings say: the weights do not tell")
     losses: dict[LayerFormat, float] = {}
     best = base
-    for step in _options(base, config.rotate):
+    for step in _options(base, config.rotate, attention):
         losses |= {option: score_loss(sample, option, attention.scale) for option in step}
         best = min(losses, key=lambda option: losses[option])
         if losses[best] <= MOST_LOSS:
@@ -118,7 +118,7 @@ def _name(f: LayerFormat) -> str:
     return f.type_k + " rotated" * f.rotate_k
 
 
-def _options(base: LayerFormat, rotate: str) -> list[list[LayerFormat]]:
+def _options(base: LayerFormat, rotate: str, attention: Attention) -> list[list[LayerFormat]]:
     """What a layer's keys may be, in steps of equal cost: `base`, then types of as many bits or more, up to f16.
 
     Where `rotate` is auto a step has both forms of a quantized type.
@@ -128,8 +128,8 @@ def _options(base: LayerFormat, rotate: str) -> list[list[LayerFormat]]:
     for kind in sorted(kinds, key=lambda k: k.bits):
         turns = (False, True) if rotate == "auto" and not kind.is_float else (rotate == "on",)
         scale = base.q4_scale if "q4_0" in (kind.name, base.type_v) else "plain"
-        step = [replace(base, type_k=kind.name, rotate_k=turn, q4_scale=scale) for turn in turns]
-        steps.append([option for option in step if option != base])
+        step = [as_kept(replace(base, type_k=kind.name, rotate_k=turn, q4_scale=scale), attention) for turn in turns]
+        steps.append([option for option in dict.fromkeys(step) if option != base])
     return [step for step in steps if step]
 
 

@@ -53,6 +53,7 @@ def plan_memory(
     as for `load`.
     """
     weights = sum(_weight_bytes(info, backend, dense) for info in gguf.tensors.values())
+    weights += sum(a.latent.unpacked_bytes(a.n_heads) for a in model.attentions if a.latent is not None)
     rows = min(n_batch, n_ctx)
     pieces = {
         rows if a.window or a.kv_from is not None or plan.hot_window is None else min(rows, PIECE)
@@ -87,7 +88,7 @@ def _row_width(dim: int, layer: LayerSpec) -> int:
     out = qkv = 0
     if isinstance(mixer, Attention):
         out, qkv = mixer.n_heads * mixer.head_dim_v, mixer.n_heads * mixer.head_dim_k + mixer.kv_numbers
-        qkv += out * mixer.gate
+        qkv += out * mixer.gate + (0 if mixer.latent is None else mixer.latent.row_numbers(mixer.n_heads))
         n_rot = 0 if mixer.rope is None else mixer.rope.n_rot
     for recurrent in (mixer, layer.beside):
         if isinstance(recurrent, Recurrent):

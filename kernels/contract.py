@@ -22,6 +22,7 @@ from mixkv.kernels.contract_parts import (
     Experts,
     FeedForward,
     Head,
+    HeadLinear,
     NormLinear,
     NormQKV,
     Project,
@@ -137,6 +138,9 @@ class Backend(Protocol):
         although there is wk, v is k before norm and rotation. gate (n_heads * head_dim_v, dim). bq, bk, bv: biases.
         Norms come before the rotation, or after it (norms_last)."""
 
+    def HeadLinear(self, *, w: Experts) -> HeadLinear:
+        """w: a matrix (rows, cols) for each head, packed as experts are."""
+
     def NormLinear(
         self, *, norm: Norm | None, weights: Sequence[Weight], biases: Sequence[F32 | None] = ()
     ) -> NormLinear:
@@ -196,10 +200,12 @@ class Backend(Protocol):
 
     def KVStore(
         self, layers: Sequence[LayerFormat], *, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_ctx: int,
-        sink_tokens: int, hot_tiles: int, pool: Any = None,
+        sink_tokens: int, hot_tiles: int, pool: Any = None, v_in_k: bool = False,
     ) -> KVStore:  # fmt: skip
         """layers: one format each. n_ctx: positions that may ever be stored. hot_tiles: ring slots. pool: the PagePool
-        that its memory is from; None: one of its own, without a budget.
+        that its memory is from; None: one of its own, without a budget. v_in_k: values are the first head_dim_v numbers
+        of keys and not kept by themselves: V has no numbers then wherever rows go in or out, and its formats mean
+        nothing.
 
         ConfigError for numbers that cannot be, OutOfMemoryError for more positions than can be listed.
         """

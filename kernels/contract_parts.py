@@ -47,6 +47,13 @@ class NormQKV(Protocol):
         head_dim_v); None for those that the layer does not have."""
 
 
+class HeadLinear(Protocol):
+    """Products of each head's rows with a matrix of its own."""
+
+    def __call__(self, x: F32) -> F32:
+        """x (n, n_heads, cols) -> (n, n_heads, rows)."""
+
+
 class NormLinear(Protocol):
     """A norm and several products of the same rows."""
 

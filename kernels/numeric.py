@@ -37,10 +37,15 @@ def rope(x: F32, positions: NDArray[np.int64], inv_freq: F32, interleaved: bool,
     return out
 
 
-def hadamard(x: F32) -> F32:
-    """Rows x (..., head_dim) times the normalised Walsh-Hadamard matrix of the largest power of two, w, that divides
-    head_dim, block by block of w. Orthogonal and its own inverse."""
-    width = x.shape[-1] & -x.shape[-1]
+def hadamard_width(head_dim: int) -> int:
+    """The largest power of two that divides head_dim: how many numbers of a row are rotated together."""
+    return head_dim & -head_dim
+
+
+def hadamard(x: F32, width: int = 0) -> F32:
+    """Rows x (..., head_dim) times the normalised Walsh-Hadamard matrix of `width` (0: `hadamard_width`), a power of two
+    that divides head_dim, block by block. Orthogonal and its own inverse."""
+    width = width or hadamard_width(x.shape[-1])
     out = x.reshape(-1, width).astype(np.float32)
     half = 1
     while half < width:

@@ -16,7 +16,7 @@ from mixkv.kernels.errors import ConfigError
 from mixkv.kernels.ggml import BLOCK_SIZES, WeightType
 from mixkv.kernels.parts import F32, Activation, Norm
 from mixkv.kernels.reference_attention import KEY_BLOCK, attend_segment
-from mixkv.kernels.reference_layers import Head, NormFFN, NormLinear, NormQKV, Project, activate, normalise
+from mixkv.kernels.reference_layers import Head, HeadLinear, NormFFN, NormLinear, NormQKV, Project, activate, normalise
 from mixkv.kernels.reference_recurrent import DeltaNet, Mamba2, ShortConv
 from mixkv.kernels.reference_routed import RoutedFFN
 from mixkv.kernels.reference_weights import Experts, Weight, linear
@@ -91,6 +91,9 @@ class ReferenceBackend:
 
     def NormQKV(self, **parts: Any) -> NormQKV:
         return NormQKV(**parts)
+
+    def HeadLinear(self, *, w: Experts) -> HeadLinear:
+        return HeadLinear(w)
 
     def NormLinear(self, *, norm: Norm | None, weights: Sequence[Any], biases: Sequence[F32 | None] = ()) -> NormLinear:
         return NormLinear(norm, weights, biases)

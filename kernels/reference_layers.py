@@ -106,6 +106,16 @@ class NormQKV:
         return normalise_heads(heads, norm) if self.norms_last else heads
 
 
+class HeadLinear:
+    """See contract.Backend.HeadLinear."""
+
+    def __init__(self, w: Any) -> None:
+        self.w = w
+
+    def __call__(self, x: F32) -> F32:
+        return np.stack([linear(x[:, head], self.w.of(head)) for head in range(self.w.n)], axis=1)
+
+
 class NormLinear:
     """See contract.Backend.NormLinear."""
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from mixkv.kernels.errors import OutOfMemoryError
 from mixkv.kernels.formats import TILE, LayerFormat, QuantizedRows, decode, encode
-from mixkv.kernels.numeric import hadamard
-from mixkv.kernels.reference_attention import KEY_BLOCK, attend_segment
+from mixkv.kernels.numeric import hadamard, hadamard_width
+from mixkv.kernels.reference_attention import KEY_BLOCK, as_float, attend_segment
 from mixkv.kernels.state import F32, AttentionState, alibi_slopes, empty_state, finalize, sink_state
-from mixkv.kernels.store_checks import Checks, check_sizes, require
+from mixkv.kernels.store_checks import Checks, check_rotation, check_sizes, require
 from mixkv.kernels.store_layer import Layer
 from mixkv.kernels.store_pages import PagePool
 
@@ -34,33 +34,36 @@ class KVStore:
     """Storage of all layers' keys and values; see the kernel contract for the orders it takes.
 
     layers: one LayerFormat each. n_ctx: positions that may ever be stored. sink_tokens S. hot_tiles: ring slots. pool:
-    where its pages are from; None: a pool of its own, without a budget.
+    where its pages are from; None: a pool of its own, without a budget. v_in_k: values are the first head_dim_v numbers
+    of keys and not kept by themselves; V has no numbers then wherever rows go in or out, and its formats mean nothing.
     Wrong sizes are a ConfigError; every other mistake is an InputError (store_checks.py), and changes nothing.
     """
 
     def __init__(
         self, layers: Sequence[LayerFormat], *, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_ctx: int,
-        sink_tokens: int, hot_tiles: int, pool: PagePool | None = None,
+        sink_tokens: int, hot_tiles: int, pool: PagePool | None = None, v_in_k: bool = False,
     ) -> None:  # fmt: skip
         if pool is not None and not isinstance(pool, PagePool):
             raise TypeError("pool is not a PagePool of this backend")
         self._pool = pool = PagePool() if pool is None else pool
         head_dims = head_dim_k, head_dim_v
-        check_sizes(n_kv_heads, head_dims, n_ctx, sink_tokens, hot_tiles)
-        self._sinks = sink_tokens
-        self._check = Checks(len(layers), n_kv_heads, head_dims, n_ctx, sink_tokens)
+        check_sizes(n_kv_heads, head_dims, n_ctx, sink_tokens, hot_tiles, v_in_k)
+        self._turn = hadamard_width(head_dim_k if v_in_k else head_dim_v)  # what values are rotated in
+        if v_in_k:
+            check_rotation(any(f.rotate_k for f in layers), head_dims, self._turn)
+        self.head_dim_v, self._v_in_k, self._sinks = head_dim_v, v_in_k, sink_tokens
+        widths = head_dim_k, 0 if v_in_k else head_dim_v
+        self._check = Checks(len(layers), n_kv_heads, widths, n_ctx, sink_tokens)
         try:
             self._layers = [
-                Layer(
-                    f, pool, heads=n_kv_heads, head_dims=head_dims, sinks=sink_tokens, n_ctx=n_ctx, hot_tiles=hot_tiles
-                )
+                Layer(f, pool, heads=n_kv_heads, widths=widths, sinks=sink_tokens, n_ctx=n_ctx, hot_tiles=hot_tiles)
                 for f in layers
             ]
         except (MemoryError, ValueError):  # NumPy's words for more than there is, and more than can be
             raise OutOfMemoryError(f"could not reserve a KV cache of {n_ctx} positions; lower n_ctx") from None
 
     def _checked_kv(self, k: F32, v: F32, pos: int, what: str) -> None:
-        self._check.span(pos, self._check.rows((k, v), (np.float32, np.float32), self._check.head_dims, what), what)
+        self._check.span(pos, self._check.rows((k, v), (np.float32, np.float32), self._check.widths, what), what)
 
     def write(self, layer: int, k: F32, v: F32, pos: int) -> None:
         """Store rows k, v (n, n_kv_heads, .) at positions pos ... in the hot type, rotated where the layer says so."""
@@ -106,7 +109,7 @@ class KVStore:
         key, value = at.sides
         n, n_heads, _ = q.shape
         if n == 0:
-            return np.empty((0, n_heads, value.head_dim), np.float32)
+            return np.empty((0, n_heads, self.head_dim_v), np.float32)
         if key.rotate:
             q = hadamard(q)
         stop, s = pos + n, self._sinks
@@ -117,7 +120,8 @@ class KVStore:
         at.need_hot(max(first, hot_start), stop, "attend")
         position = np.arange(pos, stop)[:, None]
         slopes = alibi_slopes(n_heads, max_bias)
-        state = empty_state(n, n_heads, value.head_dim) if sinks is None else sink_state(sinks, n, value.head_dim)
+        dim = self.head_dim_v
+        state = empty_state(n, n_heads, dim) if sinks is None else sink_state(sinks, n, dim)
         for start, end, cold in self._segments(first, hot_start, cold_stop, stop):
             j = np.arange(start, end)[None, :]
             hidden = j > position
@@ -130,10 +134,11 @@ class KVStore:
                 mask = np.where(hidden, -np.inf, j - position).astype(np.float32)
             elif hidden.any():
                 mask = np.where(hidden, -np.inf, 0).astype(np.float32)
-            k, v = (self._rows(at, side, start, end, cold) for side in (0, 1))
+            k = self._rows(at, 0, start, end, cold)
+            v = as_float(k)[..., :dim] if self._v_in_k else self._rows(at, 1, start, end, cold)
             state = AttentionState(*attend_segment(q, k, v, mask, state.m, state.s, state.acc, scale, slopes, softcap))
         out = finalize(state)
-        return hadamard(out) if value.rotate else out
+        return hadamard(out, self._turn) if (key if self._v_in_k else value).rotate else out
 
     def _segments(self, first: int, hot_start: int, cold_stop: int, stop: int) -> Iterator[tuple[int, int, bool]]:
         """(start, stop, whether cold) of the keys that some query reads: sinks, cold ones, hot ones, block by block.

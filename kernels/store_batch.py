@@ -37,9 +37,11 @@ def step_batch(
     parts = [slice(a, b) for a, b in pairwise(ends)]
     for store, order, at in zip(stores, orders, parts, strict=True):
         store.check_step(what, layer, q[at], k[at], v[at], *order, window=window, sinks=sinks)
+    width = stores[0].head_dim_v if len(stores) else v.shape[2]
+    require(all(s.head_dim_v == width for s in stores), what, "the stores' values are not equally wide")
     for store, (pos, hot_from, cold_from, cold_to) in zip(stores, orders, strict=True):
         store.reserve_step(layer, pos, len(hot_from), cold_from, cold_to)
-    out = np.empty((len(q), q.shape[1], v.shape[2]), np.float32)
+    out = np.empty((len(q), q.shape[1], width), np.float32)
     for store, order, at in zip(stores, orders, parts, strict=True):
         out[at] = store.step(
             layer, q[at], k[at], v[at], *order, scale=scale, softcap=softcap, max_bias=max_bias, window=window,

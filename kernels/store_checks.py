@@ -22,7 +22,9 @@ def require(ok: bool, what: str, why: str) -> None:
         raise InputError(f"KVStore.{what}: {why}")
 
 
-def check_sizes(n_kv_heads: int, head_dims: tuple[int, int], n_ctx: int, sink_tokens: int, hot_tiles: int) -> None:
+def check_sizes(
+    n_kv_heads: int, head_dims: tuple[int, int], n_ctx: int, sink_tokens: int, hot_tiles: int, v_in_k: bool
+) -> None:
     """ConfigError for a store that cannot be."""
     if not (1 <= n_kv_heads <= 1 << 20 and all(1 <= dim <= MAX_HEAD_DIM for dim in head_dims)):
         raise ConfigError(
@@ -35,11 +37,22 @@ def check_sizes(n_kv_heads: int, head_dims: tuple[int, int], n_ctx: int, sink_to
         )
 
 
-class Checks:
-    """The checks of a store of these sizes; `what` is the method, for the message."""
+    if v_in_k and head_dims[1] > head_dims[0]:
+        raise ConfigError(f"values of {head_dims[1]} numbers are no part of keys of {head_dims[0]}")
 
-    def __init__(self, n_layers: int, n_kv_heads: int, head_dims: tuple[int, int], n_ctx: int, sinks: int) -> None:
-        self.n_layers, self.heads, self.head_dims = n_layers, n_kv_heads, head_dims
+
+def check_rotation(rotated: bool, head_dims: tuple[int, int], width: int) -> None:
+    """ConfigError where values are part of keys whose rotation, of `width` numbers at a time, would mix them with the
+    rest."""
+    if rotated and head_dims[1] % width:
+        raise ConfigError(f"keys of {head_dims[0]} numbers cannot be rotated, {head_dims[1]} of which are values")
+
+
+class Checks:
+    """The checks of a store of these sizes; `what` is the method, for the message. widths: numbers of a K and a V row."""
+
+    def __init__(self, n_layers: int, n_kv_heads: int, widths: tuple[int, int], n_ctx: int, sinks: int) -> None:
+        self.n_layers, self.heads, self.widths = n_layers, n_kv_heads, widths
         self.n_ctx, self.sinks = n_ctx, sinks
 
     def layer(self, layer: int, what: str) -> int:
@@ -71,7 +84,7 @@ class Checks:
         array(q, 3, np.float32, what, "q")
         array(hot_from, 1, np.int64, what, "hot_from")
         n, n_heads, width = q.shape
-        fits = n_heads > 0 and n_heads % self.heads == 0 and width == self.head_dims[0] and len(hot_from) == n
+        fits = n_heads > 0 and n_heads % self.heads == 0 and width == self.widths[0] and len(hot_from) == n
         require(fits, what, f"q {q.shape} with {len(hot_from)} hot_from has a wrong shape")
         require(index(window) >= 0, what, f"window {window} is negative")
         if sinks is not None:

@@ -39,22 +39,24 @@ class Side:
 
 
 class Layer:
-    """K and V of one layer. first: the position S after the sinks. one_form: the ring's bytes are the cold rows."""
+    """K and V of one layer. widths: numbers of a row of each, 0 of a V that is part of K. first: the position S after
+    the sinks. one_form: the ring's bytes are the cold rows."""
 
     def __init__(
-        self, f: LayerFormat, pool: PagePool, *, heads: int, head_dims: tuple[int, int], sinks: int, n_ctx: int,
+        self, f: LayerFormat, pool: PagePool, *, heads: int, widths: tuple[int, int], sinks: int, n_ctx: int,
         hot_tiles: int,
     ) -> None:  # fmt: skip
         hot_rows, cold_rows = hot_tiles * TILE, -(-max(0, n_ctx - sinks) // TILE) * TILE
         self.pool, self.first, self.hot_tiles = pool, sinks, hot_tiles
-        self.one_form = (f.type_k, f.type_v) == (f.hot_k, f.hot_v) and hot_rows >= cold_rows
+        alike = f.type_k == f.hot_k and (f.type_v == f.hot_v or not widths[1])
+        self.one_form = alike and hot_rows >= cold_rows
         self.sides = (
-            Side(f.hot_k, f.type_k, f.rotate_k, f.q4_scale, head_dims[0]),
-            Side(f.hot_v, f.type_v, f.rotate_v, f.q4_scale, head_dims[1]),
+            Side(f.hot_k, f.type_k, f.rotate_k, f.q4_scale, widths[0]),
+            Side(f.hot_v, f.type_v, f.rotate_v and widths[1] > 0, f.q4_scale, widths[1]),
         )
 
         def area(rows: int, kinds: tuple[str, str], cold: bool) -> Area:
-            return Area(pool, rows, heads=heads, kinds=kinds, head_dims=head_dims, as_bytes=cold)
+            return Area(pool, rows, heads=heads, kinds=kinds, head_dims=widths, as_bytes=cold)
 
         self.sinks = area(min(sinks, n_ctx), (f.hot_k, f.hot_v), False)
         self.ring = area(hot_rows, (f.hot_k, f.hot_v), False)

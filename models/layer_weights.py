@@ -56,6 +56,10 @@ class LayerWeights:
         """See Weights.expert_halves."""
         return self.weights.expert_halves(self.name(name), n, rows, cols)
 
+    def merged_heads(self, name: str, n: int, first: int, second: int, cols: int) -> tuple[Experts, Experts]:
+        """See Weights.merged_heads."""
+        return self.weights.merged_heads(self.name(name), n, first, second, cols)
+
     def vector(self, name: str, n: int, end: str = ".weight") -> F32:
         """(n,) float32."""
         return self.weights.vector(self.name(name, end), n)

@@ -18,6 +18,31 @@ NormPlaces = Literal["before", "after", "both", "parallel"]
 
 
 @dataclass(frozen=True)
+class Latent:
+    """What keys and values of all heads are made of: one latent row a token (multi-head latent attention, DeepSeek-V2).
+
+    rank: its numbers. q_rank: those of the latent row of queries, 0 where queries come of the residual stream. n_rot:
+    numbers of a query, and of the one key that all heads share, that turn. head_dim: numbers of a head's query, the
+    turning ones among them. head_dim_v: of what a head gives. merged: the file has one matrix for keys and values.
+    """
+
+    rank: int
+    q_rank: int
+    n_rot: int
+    head_dim: int
+    head_dim_v: int
+    merged: bool = False
+
+    def row_numbers(self, n_heads: int) -> int:
+        """Numbers of a token that are at hand at once, beside what attention reads and gives."""
+        return self.q_rank + 2 * self.rank + n_heads * (2 * self.head_dim + self.rank + self.head_dim_v)
+
+    def unpacked_bytes(self, n_heads: int) -> int:
+        """Bytes of the matrices that must be turned over, and are float32 then."""
+        return 4 * n_heads * (self.head_dim - self.n_rot) * self.rank if self.merged else 0
+
+
+@dataclass(frozen=True)
 class Attention:
     """Attention of n_heads queries in groups of n_heads / n_kv_heads. Sizes are numbers of elements.
 
@@ -26,7 +51,8 @@ class Attention:
     of each head of Q and K with one gain for all ("head") or a gain of each head's own ("each"), or of the whole row
     ("row"); norms_last: after the rotation. v_norm: V's heads are normed too, without a gain. v_from_k: V is K before
     norm and rotation. biases: projections of which every file has one. gate: Q brings a sigmoid gate for the output.
-    kv_from: the earlier layer whose keys and values are read; this one keeps none.
+    kv_from: the earlier layer whose keys and values are read; this one keeps none. latent: queries read latent rows
+    (keys are those and what turns, values those alone); K and V are as attention sees them.
     """
 
     n_heads: int
@@ -46,16 +72,23 @@ class Attention:
     biases: tuple[str, ...] = ()
     gate: bool = False
     kv_from: int | None = None
+    latent: Latent | None = None
+
+    @property
+    def v_in_k(self) -> bool:
+        """Whether values are the first head_dim_v numbers of keys, and not kept by themselves."""
+        return self.latent is not None
 
     @property
     def kv_shape(self) -> tuple[int, int, int]:
-        """(n_kv_heads, head_dim_k, head_dim_v): what is kept of a token."""
-        return self.n_kv_heads, self.head_dim_k, self.head_dim_v
+        """(n_kv_heads, numbers of a key, numbers of a value): what is kept of a token."""
+        return self.n_kv_heads, self.head_dim_k, 0 if self.v_in_k else self.head_dim_v
 
     @property
     def kv_numbers(self) -> int:
         """Numbers that are kept of a token."""
-        return self.n_kv_heads * (self.head_dim_k + self.head_dim_v)
+        n_kv_heads, k, v = self.kv_shape
+        return n_kv_heads * (k + v)
 
 
 @dataclass(frozen=True)

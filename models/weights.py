@@ -85,6 +85,22 @@ class Weights:
         self.gguf.release(name)
         return packed
 
+    def merged_heads(self, name: str, n: int, first: int, second: int, cols: int) -> tuple[Experts, Experts]:
+        """Of a matrix (n (first + second), cols), whose heads have `first` rows of one kind and then `second` of another:
+        the first ones turned over, (cols, first) of each head as float32, and the second ones as they are."""
+        self._check(name, (n * (first + second), cols))
+        info, raw = self.gguf.tensors[name], self.gguf.raw(name)
+        turned = self.gguf.array_of(name).reshape(n, first + second, cols)[:, :first].transpose(0, 2, 1)
+        rest = raw.reshape(n, first + second, -1)[:, first:]
+        pack = self.backend.pack_experts
+        packed = (
+            pack(np.ascontiguousarray(turned).view(np.uint8), 0, first, exact=self.exact, dense=self.dense),
+            pack(np.ascontiguousarray(rest), int(info.ggml_type), cols, exact=self.exact, dense=self.dense),
+        )
+        self.digests[name] = tensor_digest(info, raw)
+        self.gguf.release(name)
+        return packed
+
     def array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """The tensor `name` as float32, whatever its number of axes."""
         self._check(name, shape)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,10 @@ from mixkv.models.layers import Attention, LayerSpec, Recurrent, Shape
 class LayerGroup:
     """Layers that keep the same thing in the same shape.
 
-    kind: "mixed", "sliding" or "recurrent". layers: their numbers in the model. shape: (n_kv_heads, head_dim_k,
-    head_dim_v) of a token; recurrent: those of the arrays. window: of sliding layers. shared: whether other layers read
-    their keys too (`Attention.kv_from`).
+    kind: "mixed", "sliding" or "recurrent". layers: their numbers in the model. shape: `Attention.kv_shape` of a token;
+    recurrent: those of the arrays. window: of sliding layers. shared: whether other layers read their keys too
+    (`Attention.kv_from`). v_in_k: numbers of a value where values are the beginning of keys, 0 where they are kept by
+    themselves.
     """
 
     kind: str
@@ -31,6 +32,14 @@ class LayerGroup:
     shape: tuple[int, ...] | tuple[Shape, ...]
     window: int = 0
     shared: bool = False
+    v_in_k: int = 0
+
+    @property
+    def store_shape(self) -> dict[str, Any]:
+        """What a backend's KVStore is told of a token."""
+        n_kv_heads, head_dim_k, head_dim_v = cast(tuple[int, int, int], self.shape)
+        sizes = {"n_kv_heads": n_kv_heads, "head_dim_k": head_dim_k, "head_dim_v": self.v_in_k or head_dim_v}
+        return sizes | {"v_in_k": self.v_in_k > 0}
 
 
 def kind_of(mixer: Attention | Recurrent) -> str:
@@ -42,7 +51,7 @@ def kind_of(mixer: Attention | Recurrent) -> str:
 
 def group_layers(layers: Iterable[LayerSpec]) -> list[LayerGroup]:
     """The groups of a model's layers, in the order of their first layers; layers that keep nothing are in none."""
-    found: dict[tuple[str, tuple[int, ...] | tuple[Shape, ...], int], list[int]] = {}
+    found: dict[tuple[str, tuple[int, ...] | tuple[Shape, ...], int, int], list[int]] = {}
     read = set()
     for i, layer in enumerate(layers):
         for mixer in (layer.mixer, layer.beside):
@@ -51,12 +60,14 @@ def group_layers(layers: Iterable[LayerSpec]) -> list[LayerGroup]:
             if isinstance(mixer, Attention) and mixer.kv_from is not None:
                 read.add(mixer.kv_from)
                 continue
-            shape = mixer.shapes if isinstance(mixer, Recurrent) else mixer.kv_shape
-            window = mixer.window if isinstance(mixer, Attention) else 0
-            found.setdefault((kind_of(mixer), shape, window), []).append(i)
+            if isinstance(mixer, Recurrent):
+                key = kind_of(mixer), mixer.shapes, 0, 0
+            else:
+                key = kind_of(mixer), mixer.kv_shape, mixer.window, mixer.head_dim_v * mixer.v_in_k
+            found.setdefault(key, []).append(i)
     return [
-        LayerGroup(kind, tuple(at), shape, window, any(i in read for i in at))
-        for (kind, shape, window), at in found.items()
+        LayerGroup(kind, tuple(at), shape, window, any(i in read for i in at), v_in_k)
+        for (kind, shape, window, v_in_k), at in found.items()
     ]
 
 

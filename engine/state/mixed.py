@@ -48,12 +48,10 @@ class MixedState:
         self.group, self.plan = group, plan
         self.formats = tuple(plan.format(i) for i in group.layers)
         self.policy = policy_of(group, plan, n_ctx, chunk)
-        n_kv_heads, head_dim_k, head_dim_v = cast(tuple[int, int, int], group.shape)
         self.store = backend.KVStore(
-            self.formats, n_kv_heads=n_kv_heads, head_dim_k=head_dim_k, head_dim_v=head_dim_v, n_ctx=n_ctx,
-            sink_tokens=plan.sink_tokens, hot_tiles=self.policy.hot_tiles, pool=pool,
+            self.formats, **group.store_shape, n_ctx=n_ctx, sink_tokens=plan.sink_tokens,
+            hot_tiles=self.policy.hot_tiles, pool=pool,
         )  # fmt: skip
-        self._head_dim_v = head_dim_v
         self._row_bytes = RowBytes.of(group.shape, self.formats)
         self._next: list[Step] = []  # those that there is memory for
         self._steps: list[Step] = []  # those begun
@@ -85,7 +83,7 @@ class MixedState:
             return self.store.attend(layer, q, pos, hot_from, **self.scores(spec, sinks))
         if len(steps) == 1:
             return self._attend_piece(layer, steps[0], q, k, v, self.scores(spec, sinks))
-        out = np.empty((len(q), q.shape[1], self._head_dim_v), np.float32)
+        out = np.empty((len(q), q.shape[1], spec.head_dim_v), np.float32)
         for s in steps:
             at = slice(s.pos - pos, s.pos - pos + s.n)
             out[at] = self._attend_piece(layer, s, q[at], k[at], v[at], self.scores(spec, sinks))
@@ -201,7 +199,7 @@ class RowBytes:
 
     @classmethod
     def of(cls, shape: tuple[object, ...], formats: Iterable[LayerFormat]) -> RowBytes:
-        """shape: (n_kv_heads, head_dim_k, head_dim_v) of every layer."""
+        """shape: `Attention.kv_shape` of every layer."""
         heads, head_dim_k, head_dim_v = cast(tuple[int, int, int], shape)
         hot = cold = scales = elements = 0
         for f in formats:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -44,11 +44,9 @@ class SlidingState:
         self.group = group
         self.formats = tuple(plan.format(i) for i in group.layers)
         self.policy = SlidingPolicy(n_ctx=n_ctx, window=group.window, chunk=chunk)
-        n_kv_heads, head_dim_k, head_dim_v = cast(tuple[int, int, int], group.shape)
         self.store = backend.KVStore(
-            self.formats, n_kv_heads=n_kv_heads, head_dim_k=head_dim_k, head_dim_v=head_dim_v, n_ctx=n_ctx,
-            sink_tokens=0, hot_tiles=self.policy.tiles, pool=pool,
-        )  # fmt: skip
+            self.formats, **group.store_shape, n_ctx=n_ctx, sink_tokens=0, hot_tiles=self.policy.tiles, pool=pool
+        )
         self._row_bytes = RowBytes.of(group.shape, self.formats)
         self._begun = 0
         self._hot_from = np.zeros(0, np.int64)  # everything is read in the hot form

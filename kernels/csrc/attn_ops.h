@@ -89,6 +89,8 @@ struct AttnOps {
                                     const StateRows& state);
     // where not null: takes the place of both for cold tiles of the type, with an order of summation of its own
     void (*pv_matrix[n_cache_types])(const ValueBlock& block);
+    // the first `dims` numbers of each key of a K tile as a float32 V tile, 64-byte aligned
+    void (*expand_keys[n_cache_types])(const uint8_t* tile, int head_dim, int dims, float* rows);
     // a := a merged with b, row by row (kv-cache.md section 6)
     void (*merge)(int n_rows, int head_dim, const StateRows& a, const StateRows& b);
     float (*sum_lanes)(const float* s);  // the sum of 16 lanes

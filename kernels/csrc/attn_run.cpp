@@ -33,7 +33,7 @@ struct Run {
 
 // Scratch of a block: row-wise scores and masks, query-wise spans.
 struct BlockScratch {
-    float *x, *bias, *distance;
+    float *x, *bias, *distance, *values;
     int *first, *stop;
     Run* runs;
     uint8_t* readers;
@@ -77,9 +77,14 @@ private:
     const uint8_t* tile_at(Side side, int64_t position, int head, bool hot) const;
     void add_scores(const QueryRange& r, const QueryRows& q, int64_t base, const BlockScratch& b) const;
     void add_values(const QueryRange& r, int64_t base, const BlockScratch& b, const StateRows& state) const;
+    void add_values_in_keys(const QueryRange& r, int64_t base, const BlockScratch& b, const StateRows& state) const;
+    void rotate_back(float* out) const;
     void attend_chunk(const QueryRange& r, const QueryRows& q, const KeyRange& keys, Arena& arena,
                       const StateRows& state) const;
     size_t chunk_bytes(int n_rows) const;
+    size_t values_numbers() const {  // of a V tile that is made of keys
+        return p_.v_in_k ? size_t(round_up_int(p_.head_dim_v, 16)) * tile_tokens : 0;
+    }
     void load_state(const QueryRange& r, const StateRows& s) const;
     void store_result(const QueryRange& r, const StateRows& s) const;
     void run_whole(const QueryRange& r, int thread) const;
@@ -129,7 +134,7 @@ size_t Attention::state_bytes(int n_rows) const {
 }
 size_t Attention::chunk_bytes(int n_rows) const {
     const size_t n = size_t(padded_rows(n_rows));  // at least as many as queries
-    return n * block_keys * 4 * 2 + n * (3 * sizeof(int) + sizeof(Run) + 1) + 7 * 64;
+    return n * block_keys * 4 * 2 + n * (3 * sizeof(int) + sizeof(Run) + 1) + values_numbers() * 4 + 8 * 64;
 }
 
 QueryRows Attention::take_queries(Arena& arena, int n_rows) const {
@@ -282,6 +287,27 @@ void Attention::add_values(const QueryRange& r, int64_t base, const BlockScratch
     }
 }
 
+// The same where values are the beginning of keys. A query reads a tile in one form, so which form comes first is all one.
+void Attention::add_values_in_keys(const QueryRange& r, int64_t base, const BlockScratch& b,
+                                   const StateRows& state) const {
+    for (int t = 0; t < tiles_per_block; ++t) {
+        const int n_runs = plan_tile(r, b, base, t);
+        for (const bool hot : {false, true}) {
+            bool laid_out = false;
+            for (const Run* run = b.runs; run < b.runs + n_runs; ++run) {
+                if (run->hot != hot) continue;
+                if (!laid_out) {
+                    const uint8_t* tile = tile_at(side_k, base + t * tile_tokens, r.kv_head, hot);
+                    ops_.expand_keys[p_.format.form(side_k, hot)](tile, p_.head_dim_k, p_.head_dim_v, b.values);
+                    laid_out = true;
+                }
+                ops_.pv[cache_f32](b.x + t * tile_tokens, run->q0 * group(), run->q1 * group(),
+                                   reinterpret_cast<const uint8_t*>(b.values), p_.head_dim_v, run->t0, run->t1, state);
+            }
+        }
+    }
+}
+
 void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyRange& keys, Arena& arena,
                              const StateRows& state) const {
     const size_t n = size_t(r.stop - r.first);
@@ -294,6 +320,7 @@ void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyR
     b.stop = arena.take<int>(n);
     b.runs = arena.take<Run>(n);
     b.readers = arena.take<uint8_t>(n);
+    b.values = arena.take<float>(values_numbers());
     const float* slopes = p_.slopes ? p_.slopes + r.kv_head * g : nullptr;
     // rescaling a state for every small rise of the maximum costs more than weights that may reach 2^8; but a state
     // that is handed out has the true maximum as its m
@@ -306,7 +333,10 @@ void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyR
         ops_.softmax({int(n), g, b.first, b.stop, p_.softcap, slopes, p_.mask ? b.bias : nullptr, b.distance, q.scale,
                       slack, b.x,
                       state});
-        add_values(r, base, b, state);
+        if (p_.v_in_k)
+            add_values_in_keys(r, base, b, state);
+        else
+            add_values(r, base, b, state);
     }
     ops_.leave();
 }
@@ -333,6 +363,14 @@ void Attention::load_state(const QueryRange& r, const StateRows& s) const {
         }
 }
 
+// Out of the space that values were rotated into: where they are part of keys, in blocks of the keys' width, which
+// divides them.
+void Attention::rotate_back(float* out) const {
+    if (!p_.v_in_k) return ops_.hadamard(out, p_.head_dim_v);
+    const int width = p_.head_dim_k & -p_.head_dim_k, step = std::max(width, 16);
+    for (int i = 0; i < p_.head_dim_v; i += step) ops_.hadamard(out + i, width);
+}
+
 void Attention::store_result(const QueryRange& r, const StateRows& s) const {
     int row = 0;
     alignas(64) float out[max_head_dim];
@@ -343,7 +381,7 @@ void Attention::store_result(const QueryRange& r, const StateRows& s) const {
             const float sum = ops_.sum_lanes(s.s + row * 16);
             if (p_.out) {
                 ops_.finalize_row(acc, sum, p_.head_dim_v, out);
-                if (p_.rotate_out) ops_.hadamard(out, p_.head_dim_v);
+                if (p_.rotate_out) rotate_back(out);
                 std::copy_n(out, p_.head_dim_v, p_.out + at * size_t(p_.head_dim_v));
             } else {
                 p_.m[at] = s.m[row] * ln_2;

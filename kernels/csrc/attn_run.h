@@ -25,6 +25,7 @@ struct AttnProblem {
     const float* q = nullptr;  // [n_queries][n_heads][head_dim_k]
     float scale = 1.0f;
     bool rotate_q = false, rotate_out = false;
+    bool v_in_k = false;  // values are the first head_dim_v numbers of keys: areas and formats have no V
 
     // Keys. Position j < sink_tokens lies in sinks; later ones in the ring (j >= hot_from[i]) or in cold. Without
     // hot_from everything is cold.

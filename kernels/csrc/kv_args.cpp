@@ -47,7 +47,7 @@ void check_tiles(const KVStore& s, int64_t start, int64_t stop, const char* what
 void check_kv(const KVStore& s, const Heads& k, const Heads& v, int64_t pos, const char* what) {
     const int64_t n = k.shape[0], heads = s.n_kv_heads();
     require(k.shape[1] == heads && k.shape[2] == s.head_dim(side_k) && v.shape[0] == n && v.shape[1] == heads &&
-                v.shape[2] == s.head_dim(side_v),
+                v.shape[2] == s.width(side_v),
             what, "k " + shape_text({n, k.shape[1], k.shape[2]}) + " or v " +
                       shape_text({v.shape[0], v.shape[1], v.shape[2]}) + " has a wrong shape");
     check_span(s, pos, n, what);

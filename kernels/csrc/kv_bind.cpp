@@ -36,7 +36,7 @@ PyPagePool page_pool(PyBackend&, std::optional<Whole> budget) {
 
 std::unique_ptr<KVStore> make_store(PyBackend& on, nb::sequence layers, Whole n_kv_heads, Whole head_dim_k,
                                     Whole head_dim_v, Whole n_ctx, Whole sink_tokens, Whole hot_tiles,
-                                    PyPagePool* pool) {
+                                    PyPagePool* pool, bool v_in_k) {
     std::vector<LayerFormat> formats;
     for (nb::handle l : layers) {
         auto type = [&](const char* name) { return cache_type(nb::cast<std::string>(l.attr(name))); };
@@ -50,7 +50,7 @@ std::unique_ptr<KVStore> make_store(PyBackend& on, nb::sequence layers, Whole n_
         formats.push_back(f);
     }
     return std::make_unique<KVStore>(on.shared, pool ? pool->shared : std::make_shared<PagePool>(-1), formats, n_kv_heads,
-                                     head_dim_k, head_dim_v, n_ctx, sink_tokens, hot_tiles);
+                                     head_dim_k, head_dim_v, n_ctx, sink_tokens, hot_tiles, v_in_k);
 }
 
 nb::object attend(KVStore& s, Whole at, nb::handle q_, Whole pos, nb::handle hot_from_, float scale, float softcap,
@@ -124,6 +124,8 @@ nb::object step_batch(PyBackend& on, Whole at, nb::sequence stores, nb::handle q
         KVStore& s = *pointer;
         require(&s.backend() == on.shared.get(), what, "a store is another backend's");
         check_layer(s, at, what);
+        require(i == 0 || width == s.head_dim(side_v), what, "the stores' values are not equally wide");
+        width = s.head_dim(side_v);
         for (const StepOrder& o : orders) require(o.store != &s, what, "a store is there twice");
         const auto order = item<nb::tuple>(orders_[i], "step_batch: an order is (pos, hot_from, cold_from, cold_to)");
         require(nb::len(order) == 4, what, "an order is (pos, hot_from, cold_from, cold_to)");
@@ -202,8 +204,8 @@ nb::tuple get_rows(const KVStore& s, int64_t at, bool cold, int64_t start, int64
     const LayerFormat& f = s.format(layer);
     const size_t n = start < stop ? size_t(stop - start) : 0, heads = size_t(s.n_kv_heads());
     uint8_t *k, *v;
-    nb::object k_rows = rows_array(k, cold ? f.type_k : f.hot_k, cold, n, heads, s.head_dim(side_k));
-    nb::object v_rows = rows_array(v, cold ? f.type_v : f.hot_v, cold, n, heads, s.head_dim(side_v));
+    nb::object k_rows = rows_array(k, cold ? f.type_k : f.hot_k, cold, n, heads, s.width(side_k));
+    nb::object v_rows = rows_array(v, cold ? f.type_v : f.hot_v, cold, n, heads, s.width(side_v));
     on_turn(s.backend(), [&] { s.get_rows(layer, cold, start, stop, k, v); });
     return nb::make_tuple(k_rows, v_rows);
 }
@@ -211,7 +213,7 @@ nb::tuple get_rows(const KVStore& s, int64_t at, bool cold, int64_t start, int64
 // Rows must have the shape and dtype that get_hot or get_cold gives.
 const uint8_t* checked_rows(const KVStore& s, const nb::ndarray<nb::ro>& rows, CacheType type, bool cold, Side side,
                             size_t n, const char* what) {
-    const size_t width = row_bytes(type, s.head_dim(side)), item = rows.itemsize();
+    const size_t width = row_bytes(type, s.width(side)), item = rows.itemsize();
     const bool dtype_ok = cold ? rows.dtype() == nb::dtype<uint8_t>()
                                : rows.dtype().code == uint8_t(nb::dlpack::dtype_code::Float) &&
                                      item == (type == cache_f32 ? 4u : 2u);
@@ -301,7 +303,7 @@ void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend) {
         .def("__deepcopy__", [](const KVStore& s, nb::handle) { return copy(s); }, "memo"_a);
     backend
         .def("KVStore", &make_store, "layers"_a, nb::kw_only(), "n_kv_heads"_a, "head_dim_k"_a, "head_dim_v"_a, "n_ctx"_a,
-             "sink_tokens"_a, "hot_tiles"_a, "pool"_a.none() = nb::none())
+             "sink_tokens"_a, "hot_tiles"_a, "pool"_a.none() = nb::none(), "v_in_k"_a = false)
         .def("page_pool", &page_pool, "budget"_a.none() = nb::none())
         .def("step_batch", &step_batch, "layer"_a, "stores"_a, "q"_a.none(), "k"_a.none(), "v"_a.none(), "orders"_a,
              nb::kw_only(), "scale"_a, "softcap"_a = 0.0f, "max_bias"_a = 0.0f, "window"_a = 0,

@@ -38,10 +38,10 @@ struct RowBuffer {  // one row as floats (zero-padded for the kernels) and as by
 
 KVStore::KVStore(std::shared_ptr<Backend> backend, std::shared_ptr<PagePool> pool,
                  const std::vector<LayerFormat>& formats, int64_t n_kv_heads, int64_t head_dim_k, int64_t head_dim_v,
-                 int64_t n_ctx, int64_t sink_tokens, int64_t hot_tiles)
+                 int64_t n_ctx, int64_t sink_tokens, int64_t hot_tiles, bool v_in_k)
     : backend_(std::move(backend)), pool_(std::move(pool)), n_kv_heads_(int(n_kv_heads)),
       head_dim_k_(int(head_dim_k)), head_dim_v_(int(head_dim_v)), n_ctx_(n_ctx), sinks_(sink_tokens),
-      hot_tiles_(hot_tiles) {
+      hot_tiles_(hot_tiles), v_in_k_(v_in_k) {
     if (n_kv_heads < 1 || n_kv_heads > (1 << 20) || head_dim_k < 1 || head_dim_v < 1 ||
         std::max(head_dim_k, head_dim_v) > max_head_dim)
         throw ConfigError("a KV cache takes n_kv_heads >= 1 and head_dim 1.." + std::to_string(max_head_dim) +
@@ -50,13 +50,20 @@ KVStore::KVStore(std::shared_ptr<Backend> backend, std::shared_ptr<PagePool> poo
     if (n_ctx < 1 || sink_tokens < 0 || hot_tiles < 1 || n_ctx > (int64_t(1) << 40) || hot_tiles > (int64_t(1) << 36))
         throw ConfigError("a KV cache needs n_ctx >= 1, sink_tokens >= 0 and hot_tiles >= 1, not " +
                           std::to_string(n_ctx) + ", " + std::to_string(sink_tokens) + ", " + std::to_string(hot_tiles));
+    if (v_in_k && head_dim_v > head_dim_k)
+        throw ConfigError("values of " + std::to_string(head_dim_v) + " numbers are no part of keys of " +
+                          std::to_string(head_dim_k));
     const int64_t sink_tiles = tiles_for(std::min(sink_tokens, n_ctx));
     const int64_t cold_tiles = tiles_for(std::max<int64_t>(0, n_ctx - sink_tokens));
     for (const LayerFormat& f : formats) {
-        const size_t hot_k = tile_bytes(f.hot_k, side_k, head_dim_k_), hot_v = tile_bytes(f.hot_v, side_v, head_dim_v_);
-        const size_t cold_k = tile_bytes(f.type_k, side_k, head_dim_k_);
-        const size_t cold_v = tile_bytes(f.type_v, side_v, head_dim_v_);
-        const bool one_form = f.one_form() && hot_tiles >= cold_tiles;
+        if (v_in_k && f.rotate_k && head_dim_v % (head_dim_k & -head_dim_k) != 0)
+            throw ConfigError("keys of " + std::to_string(head_dim_k) + " numbers cannot be rotated, " +
+                              std::to_string(head_dim_v) + " of which are values");
+        const size_t hot_k = tile_bytes(f.hot_k, side_k, width(side_k)), hot_v = tile_bytes(f.hot_v, side_v, width(side_v));
+        const size_t cold_k = tile_bytes(f.type_k, side_k, width(side_k));
+        const size_t cold_v = tile_bytes(f.type_v, side_v, width(side_v));
+        const bool alike = f.type_k == f.hot_k && (v_in_k || f.type_v == f.hot_v);
+        const bool one_form = alike && hot_tiles >= cold_tiles;
         layers_.push_back({f, one_form, TileArea(sink_tiles, n_kv_heads_, hot_k, hot_v),
                            TileArea(hot_tiles, n_kv_heads_, hot_k, hot_v),
                            TileArea(one_form ? 0 : cold_tiles, n_kv_heads_, cold_k, cold_v)});
@@ -65,7 +72,8 @@ KVStore::KVStore(std::shared_ptr<Backend> backend, std::shared_ptr<PagePool> poo
 
 KVStore::KVStore(const KVStore& other)
     : backend_(other.backend_), pool_(other.pool_), n_kv_heads_(other.n_kv_heads_), head_dim_k_(other.head_dim_k_),
-      head_dim_v_(other.head_dim_v_), n_ctx_(other.n_ctx_), sinks_(other.sinks_), hot_tiles_(other.hot_tiles_) {
+      head_dim_v_(other.head_dim_v_), n_ctx_(other.n_ctx_), sinks_(other.sinks_), hot_tiles_(other.hot_tiles_),
+      v_in_k_(other.v_in_k_) {
     std::lock_guard lock(pool_->mutex);
     try {
         for (const Layer& l : other.layers_) {
@@ -170,7 +178,8 @@ void KVStore::need_cold(const Layer& layer, int64_t start, int64_t stop, const c
 
 void KVStore::write_head(const Layer& layer, Side side, int head, const float* rows, int64_t n, int64_t pos) {
     const AttnOps& ops = backend_->attn;
-    const int dim = head_dim(side);
+    const int dim = width(side);
+    if (dim == 0) return;
     const CacheType type = layer.format.hot(side);
     const bool rotate = side == side_k ? layer.format.rotate_k : layer.format.rotate_v;
     RowBuffer row;
@@ -211,12 +220,12 @@ void KVStore::convert_tile(const Layer& l, int head, int64_t start, bool to_cold
     const AttnOps& ops = backend_->attn;
     RowBuffer row;
     for (Side side : {side_k, side_v}) {
-        const int dim = head_dim(side);
+        const int dim = width(side);
+        if (dim == 0) continue;
         int unused;
         uint8_t* hot = hot_tile(l, side, start, head, unused);
         uint8_t* cold = cold_tile(l, side, start, head, unused);
-        const CacheType from = to_cold ? l.format.hot(side) : l.format.cold(side);
-        const CacheType to = to_cold ? l.format.cold(side) : l.format.hot(side);
+        const CacheType from = l.format.form(side, to_cold), to = l.format.form(side, !to_cold);
         for (int lane = 0; lane < tile_tokens; ++lane) {
             get_row(from, side, dim, to_cold ? hot : cold, lane, row.bytes);
             ops.decode_row(from, row.bytes, dim, row.values);
@@ -269,14 +278,16 @@ void KVStore::get_rows(int layer, bool cold, int64_t start, int64_t stop, uint8_
     else
         need_hot(l, start, stop, "get_hot");
     for (Side side : {side_k, side_v}) {
-        const CacheType type = cold ? l.format.cold(side) : l.format.hot(side);
-        const size_t size = row_bytes(type, head_dim(side));
+        const CacheType type = l.format.form(side, !cold);
+        const int dim = width(side);
+        if (dim == 0) continue;
+        const size_t size = row_bytes(type, dim);
         uint8_t* to = side == side_k ? k : v;
         for (int64_t j = start; j < stop; ++j)
             for (int h = 0; h < n_kv_heads_; ++h, to += size) {
                 int lane;
                 const uint8_t* tile = cold ? cold_tile(l, side, j, h, lane) : hot_tile(l, side, j, h, lane);
-                get_row(type, side, head_dim(side), tile, lane, to);
+                get_row(type, side, dim, tile, lane, to);
             }
     }
 }
@@ -293,14 +304,16 @@ void KVStore::set_rows(int layer, bool cold, int64_t start, int64_t stop, const 
         l.cold.add(start - sinks_, stop - sinks_);
     }
     for (Side side : {side_k, side_v}) {
-        const CacheType type = cold ? l.format.cold(side) : l.format.hot(side);
-        const size_t size = row_bytes(type, head_dim(side));
+        const CacheType type = l.format.form(side, !cold);
+        const int dim = width(side);
+        if (dim == 0) continue;
+        const size_t size = row_bytes(type, dim);
         const uint8_t* from = side == side_k ? k : v;
         for (int64_t j = start; j < stop; ++j)
             for (int h = 0; h < n_kv_heads_; ++h, from += size) {
                 int lane;
                 uint8_t* tile = cold ? cold_tile(l, side, j, h, lane) : hot_tile(l, side, j, h, lane);
-                put_row(type, side, head_dim(side), tile, lane, from);
+                put_row(type, side, dim, tile, lane, from);
             }
     }
 }
@@ -335,7 +348,8 @@ void KVStore::attend(Backend& on, int layer, const StepOrders& orders, int n_hea
         AttnProblem& p = problems.emplace_back();
         p.n_queries = o.n, p.n_heads = n_heads, p.n_kv_heads = s.n_kv_heads_;
         p.head_dim_k = s.head_dim_k_, p.head_dim_v = s.head_dim_v_;
-        p.q = o.q, p.scale = args.scale, p.rotate_q = l.format.rotate_k, p.rotate_out = l.format.rotate_v;
+        p.q = o.q, p.scale = args.scale, p.rotate_q = l.format.rotate_k, p.v_in_k = s.v_in_k_;
+        p.rotate_out = s.v_in_k_ ? l.format.rotate_k : l.format.rotate_v;
         p.sinks = &l.sinks, p.ring = &l.ring, p.cold = &l.cold_area(), p.format = l.format;
         p.sink_tokens = s.sinks_, p.hot_from = o.hot_from, p.pos = o.pos, p.causal = true, p.n_keys = stop;
         p.window = args.window, p.softcap = args.softcap;

@@ -5,6 +5,9 @@
 // forms are written alike, there is one form: the ring is the cold area too. The store knows no policy: what is quantized
 // when, and who reads which form, arrives as numbers. It knows what it holds, and refuses to read the rest.
 //
+// v_in_k: values are the first head_dim_v numbers of keys, and not kept by themselves (multi-head latent attention). There
+// is no V then: its rows have no numbers, its formats mean nothing.
+//
 // Areas are tables of pages (pages.h), which copies share. Before anything is written its pages are there and this store's
 // own (`reserve`); if the pool has no more, nothing has changed.
 #pragma once
@@ -26,7 +29,7 @@ struct LayerFormat {
     bool q4_unbiased = false;  // the rule for Q4_0's scales
     CacheType cold(Side side) const { return side == side_k ? type_k : type_v; }
     CacheType hot(Side side) const { return side == side_k ? hot_k : hot_v; }
-    bool one_form() const { return type_k == hot_k && type_v == hot_v; }
+    CacheType form(Side side, bool is_hot) const { return is_hot ? hot(side) : cold(side); }
 };
 
 struct Layer {
@@ -66,7 +69,7 @@ public:
     // Throws ConfigError for shapes that the kernels cannot serve, OutOfMemoryError where the system refuses.
     KVStore(std::shared_ptr<Backend> backend, std::shared_ptr<PagePool> pool, const std::vector<LayerFormat>& formats,
             int64_t n_kv_heads, int64_t head_dim_k, int64_t head_dim_v, int64_t n_ctx, int64_t sink_tokens,
-            int64_t hot_tiles);
+            int64_t hot_tiles, bool v_in_k);
     KVStore(const KVStore& other);  // shares all pages
     ~KVStore();
 
@@ -74,6 +77,7 @@ public:
     int n_layers() const { return int(layers_.size()); }
     int n_kv_heads() const { return n_kv_heads_; }
     int head_dim(Side side) const { return side == side_k ? head_dim_k_ : head_dim_v_; }
+    int width(Side side) const { return side == side_v && v_in_k_ ? 0 : head_dim(side); }  // numbers that are kept
     int64_t n_ctx() const { return n_ctx_; }
     int64_t sink_tokens() const { return sinks_; }
     const LayerFormat& format(int layer) const { return layers_[size_t(layer)].format; }
@@ -113,6 +117,7 @@ private:
     std::vector<Layer> layers_;
     int n_kv_heads_, head_dim_k_, head_dim_v_;
     int64_t n_ctx_, sinks_, hot_tiles_;
+    bool v_in_k_;
 };
 
 constexpr int max_head_dim = 1024;

@@ -1,4 +1,4 @@
-// Python's side of routed experts.
+// Python's side of routed experts, and of what else has a matrix for each of some.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "head_linear.h"
 #include "parts_bind.h"
 #include "routed.h"
 
@@ -126,6 +127,24 @@ PyRoutedFFN make_routed(PyBackend& on, nb::handle norm, nb::handle router, nb::h
     return made;
 }
 
+struct PyHeadLinear {
+    std::shared_ptr<Backend> on;
+    nb::object keep;
+    const Experts* w;
+    nb::object call(In3 x) {
+        need(x.shape(1) == size_t(w->n()), "x.shape[1]", (long long)x.shape(1), w->n());
+        need(x.shape(2) == size_t(w->cols()), "x.shape[2]", (long long)x.shape(2), w->cols());
+        float* y;
+        nb::object out = new_array(y, {x.shape(0), x.shape(1), size_t(w->rows())});
+        on_turn(*on, [&] { head_linear(*on, *w, x.data(), int(x.shape(0)), y); });
+        return out;
+    }
+};
+
+PyHeadLinear make_head_linear(PyBackend& on, nb::handle w) {
+    return {on.shared, nb::borrow(w), experts_of(w, "w")};
+}
+
 // For tests: each token's experts and their weights from the router's products.
 nb::object debug_route(PyBackend&, In2 p, nb::handle routing, nb::handle selection_bias) {
     const Routing r = routing_of(routing);
@@ -154,8 +173,10 @@ void bind_routed(nb::module_& m, nb::class_<PyBackend>& backend) {
         .def_prop_ro("nbytes", &Experts::nbytes);
     nb::class_<PyRoutedFFN>(m, "RoutedFFN")
         .def("__call__", &PyRoutedFFN::call, "x"_a.noconvert(), "residual"_a.noconvert().none());
+    nb::class_<PyHeadLinear>(m, "HeadLinear").def("__call__", &PyHeadLinear::call, "x"_a.noconvert());
     const auto none = nb::none();
     backend
+        .def("HeadLinear", &make_head_linear, nb::kw_only(), "w"_a)
         .def("pack_experts", &pack_experts, "raw"_a.noconvert(), "ggml_type"_a, "cols"_a, "exact"_a = false,
              "dense"_a = false, "raw (n_experts, rows, row_bytes) uint8; experts may lie apart, their rows may not.")
         .def("RoutedFFN", &make_routed, nb::kw_only(), "norm"_a.none(), "router"_a, "routing"_a, "gate"_a.none(), "up"_a,
