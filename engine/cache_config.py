@@ -129,19 +129,19 @@ class CachePlan:
 
 def turns_cold(layer: LayerSpec) -> bool:
     """Whether a layer keeps keys for ever, of its own: those that it need not keep exactly."""
-    return isinstance(layer.mixer, Attention) and not layer.mixer.window and layer.mixer.kv_from is None
+    return isinstance(layer.mixer, Attention) and not layer.mixer.sees and layer.mixer.kv_from is None
 
 
 def _format_of(config: KVCacheConfig, i: int, layer: LayerSpec) -> LayerFormat | None:
     mixer = layer.mixer
     if i in config.per_layer and not turns_cold(layer):
-        sees_window = isinstance(mixer, Attention) and mixer.window
-        what = "sees a window, which is kept exactly" if sees_window else "keeps no keys of its own"
+        sees = mixer.sees if isinstance(mixer, Attention) else ""
+        what = f"sees {sees}, which is kept exactly" if sees else "keeps no keys of its own"
         raise ConfigError(f"per_layer names layer {i}, but that one {what}: leave it out")
     if not isinstance(mixer, Attention) or mixer.kv_from is not None:
         return None
     chosen = as_kept(_layer_format(config, config.per_layer.get(i, {})), mixer)
-    return LayerFormat(chosen.hot_k, chosen.hot_v, chosen.hot_k, chosen.hot_v) if mixer.window else chosen
+    return LayerFormat(chosen.hot_k, chosen.hot_v, chosen.hot_k, chosen.hot_v) if mixer.sees else chosen
 
 
 def as_kept(f: LayerFormat, attention: Attention) -> LayerFormat:

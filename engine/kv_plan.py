@@ -91,7 +91,7 @@ def _plan_layer(heads: HeadStatistics, config: KVCacheConfig, layer: int, base: 
     if base is None or not isinstance(attention, Attention):
         return LayerPlan(layer, base, "keeps no keys of its own")
     if not turns_cold(spec):
-        return LayerPlan(layer, base, f"sees a window of {attention.window} tokens, which is kept exactly")
+        return LayerPlan(layer, base, f"sees {attention.sees}, which is kept exactly")
     if not _is_planned(config):
         return LayerPlan(layer, base, "as the settings say: only the mixed cache is planned, where kv_plan is auto")
     if layer in config.per_layer:

@@ -56,7 +56,7 @@ def plan_memory(
     weights += sum(a.latent.unpacked_bytes(a.n_heads) for a in model.attentions if a.latent is not None)
     rows = min(n_batch, n_ctx)
     pieces = {
-        rows if a.window or a.kv_from is not None or plan.hot_window is None else min(rows, PIECE)
+        rows if a.sees or a.kv_from is not None or plan.hot_window is None else min(rows, PIECE)
         for a in model.attentions
     }
     own = backend.work_numbers(

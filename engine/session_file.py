@@ -80,7 +80,7 @@ class HashedWriter:
         self._file, self.hash = file, hashlib.blake2b(digest_size=DIGEST_BYTES)
 
     def write(self, data: bytes | NDArray[Any]) -> None:
-        view = np.ascontiguousarray(data).data.cast("B") if isinstance(data, np.ndarray) else data
+        view = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data if isinstance(data, np.ndarray) else data
         self.hash.update(view)
         self._file.write(view)
 

@@ -166,6 +166,44 @@ class SlidingHeader:
 
 
 @dataclass(frozen=True)
+class ChunkedHeader:
+    """Of each layer K then V of [start, n), which are of one chunk, in its one type."""
+
+    kind: ClassVar[str] = "chunked"
+    shape: KeyShape
+    layers: tuple[LayerFormat, ...]
+    chunk: int
+    start: int
+
+    def sections(self, n: int) -> list[Section]:
+        return [
+            self.shape.section(i, side, False, self.start, n, kind)
+            for i, f in enumerate(self.layers)
+            for side, kind in (("k", f.hot_k), ("v", f.hot_v))
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {"kind": self.kind, **asdict(self.shape), "layers": [asdict(f) for f in self.layers]}
+        return fields | {"chunk": self.chunk, "start": self.start}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any], n: int) -> ChunkedHeader:
+        chunk, start = whole(fields, "chunk"), whole(fields, "start")
+        if chunk == 0 or start % chunk or not start <= n <= start + chunk:
+            raise SessionError("its chunk and its tokens contradict each other")
+        return cls(_key_shape(fields), _layers(fields), chunk, start)
+
+    def difference(self, mine: GroupHeader, numbers: tuple[int, ...]) -> str:
+        assert isinstance(mine, ChunkedHeader)
+        return _layers_differ(self.layers, mine.layers, numbers)
+
+    def same_shape(self, mine: GroupHeader) -> bool:
+        return isinstance(mine, ChunkedHeader) and (self.shape, len(self.layers), self.chunk) == (
+            mine.shape, len(mine.layers), mine.chunk,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class RecurrentHeader:
     """Of each layer the arrays of its state after n tokens, float32; nothing for an empty sequence."""
 
@@ -201,8 +239,8 @@ class RecurrentHeader:
         return self == mine
 
 
-GROUPS: dict[str, type[MixedHeader] | type[SlidingHeader] | type[RecurrentHeader]] = {
-    group.kind: group for group in (MixedHeader, SlidingHeader, RecurrentHeader)
+GROUPS: dict[str, type[MixedHeader] | type[SlidingHeader] | type[ChunkedHeader] | type[RecurrentHeader]] = {
+    group.kind: group for group in (MixedHeader, SlidingHeader, ChunkedHeader, RecurrentHeader)
 }
 
 

@@ -9,7 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.engine.session_file import SessionReader
-from mixkv.engine.session_group import GroupHeader, KeyShape, MixedHeader, RecurrentHeader, Section, SlidingHeader
+from mixkv.engine.session_group import (
+    ChunkedHeader,
+    GroupHeader,
+    KeyShape,
+    MixedHeader,
+    RecurrentHeader,
+    Section,
+    SlidingHeader,
+)
+from mixkv.engine.state.cache import KeyState
+from mixkv.engine.state.chunked import ChunkedState, ChunkMarks
 from mixkv.engine.state.group import State
 from mixkv.engine.state.mixed import MixedState
 from mixkv.engine.state.recurrent import ArraysSnapshot, RecurrentState
@@ -28,6 +38,8 @@ def header_of(state: State) -> GroupHeader:
     shape = KeyShape(*cast(tuple[int, int, int], state.group.shape))
     if isinstance(state, SlidingState):
         return SlidingHeader(shape, state.formats, state.group.window, state.policy.marks.oldest)
+    if isinstance(state, ChunkedState):
+        return ChunkedHeader(shape, state.formats, state.group.window, state.marks.start)
     assert isinstance(state, MixedState)
     return MixedHeader(shape, state.formats, state.plan.sink_tokens, state.plan.hot_window, state.policy.marks)
 
@@ -36,9 +48,10 @@ def rows_of(state: State, section: Section) -> NDArray[Any]:
     """The array of a section of this state's header."""
     if isinstance(state, RecurrentState):
         return state.read(section.layer)[int(section.side)]
-    assert isinstance(state, MixedState | SlidingState)
+    assert isinstance(state, KeyState)
     get = state.store.get_cold if section.cold else state.store.get_hot
-    return get(section.layer, section.start, section.stop)["kv".index(section.side)]
+    first = state.marks.start if isinstance(state, ChunkedState) else 0  # the position that is the store's first one
+    return get(section.layer, section.start - first, section.stop - first)["kv".index(section.side)]
 
 
 def fill(reader: SessionReader, header: GroupHeader, state: State, *, convert: bool) -> None:
@@ -52,6 +65,9 @@ def fill(reader: SessionReader, header: GroupHeader, state: State, *, convert: b
     elif isinstance(state, SlidingState):
         assert isinstance(header, SlidingHeader)
         _fill_sliding(reader, header, state)
+    elif isinstance(state, ChunkedState):
+        assert isinstance(header, ChunkedHeader)
+        _fill_chunked(reader, header, state)
     else:
         assert isinstance(state, MixedState) and isinstance(header, MixedHeader)
         (_convert_mixed if convert else _fill_mixed)(reader, header, state)
@@ -71,14 +87,29 @@ def _fill_sliding(reader: SessionReader, header: SlidingHeader, state: SlidingSt
     oldest = max(header.oldest, TILE * max(0, -(-n // TILE) - policy.tiles))
     sections = header.sections(n)
     for key, value in zip(sections[::2], sections[1::2], strict=True):
-        types = state.formats[key.layer].hot_k, state.formats[key.layer].hot_v
         rows = [
             reader.section(section)[oldest - header.oldest :].astype(np.float32 if kind == "f32" else np.float16)
-            for section, kind in zip((key, value), types, strict=True)
+            for section, kind in zip((key, value), _hot_types(state, key.layer), strict=True)
         ]
         if oldest < n:
             state.store.set_hot(key.layer, oldest, *rows)
     policy.marks = RingMarks(n, oldest)
+
+
+def _fill_chunked(reader: SessionReader, header: ChunkedHeader, state: ChunkedState) -> None:
+    n, sections = reader.header.n, header.sections(reader.header.n)
+    for key, value in zip(sections[::2], sections[1::2], strict=True):
+        rows = [
+            reader.section(section).astype(np.float32 if kind == "f32" else np.float16)
+            for section, kind in zip((key, value), _hot_types(state, key.layer), strict=True)
+        ]
+        if header.start < n:
+            state.store.set_hot(key.layer, 0, *rows)
+    state.marks = ChunkMarks(n, header.start)
+
+
+def _hot_types(state: SlidingState | ChunkedState, layer: int) -> tuple[str, str]:
+    return state.formats[layer].hot_k, state.formats[layer].hot_v
 
 
 def _fill_mixed(reader: SessionReader, header: MixedHeader, state: MixedState) -> None:

@@ -226,7 +226,7 @@ class KVStore:
         """The inverse of get_hot: rows in the hot dtype, already rotated."""
         at = self._layers[self._check.layer(layer, "set_hot")]
         key, value = at.sides
-        n = self._check.rows((k, v), (key.dtype, value.dtype), self._check.head_dims, "set_hot")
+        n = self._check.rows((k, v), (key.dtype, value.dtype), self._check.widths, "set_hot")
         self._check.span(start, n, "set_hot")
         at.put_hot(start, (k, v), "set_hot")
 

@@ -96,9 +96,11 @@ def _biases(lw: LayerWeights, a: Attention) -> tuple[F32 | None, F32 | None, F32
 
 
 def _qk_norm(lw: LayerWeights, a: Attention, name: str, n_heads: int) -> Norm | None:
-    """The norm of queries or keys. Those that take no mean off carry no gain where the file has none (Llama 4)."""
+    """The norm of queries or keys."""
     if not a.qk_norm:
         return None
+    if a.qk_norm == "unit":
+        return Norm(None, lw.config.norm_eps)
     shapes: dict[str, tuple[int, ...]] = {
         "head": (a.head_dim_k,), "each": (n_heads, a.head_dim_k), "row": (n_heads * a.head_dim_k,),
     }  # fmt: skip

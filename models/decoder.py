@@ -77,7 +77,7 @@ class Decoder:
     interleaved_rope: ClassVar[bool] = False
     norm: ClassVar[Literal["rms", "layer"]] = "rms"
     norms: ClassVar[NormPlaces] = "before"
-    qk_norm: ClassVar[Literal["", "head", "each", "row"]] = ""
+    qk_norm: ClassVar[Literal["", "head", "each", "row", "unit"]] = ""
     biases: ClassVar[tuple[str, ...]] = ()
     activation: ClassVar[Activation] = SILU
     gated: ClassVar[bool] = True

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.kernels import Backend
-from mixkv.kernels.ggml import BLOCK_SIZES
+from mixkv.kernels.ggml import BLOCK_SIZES, dequantize
 from mixkv.kernels.numeric import rms_norm, rope
 from mixkv.models.batch import F32
 from mixkv.models.config import ModelConfig
 from mixkv.models.gguf import GGUFFile
 from mixkv.models.gguf_types import WEIGHT_TYPES
-from mixkv.models.layers import Attention
+from mixkv.models.layers import Attention, Latent
 from mixkv.models.registry import read_config
 from mixkv.models.rope import RopeConfig
 
@@ -106,7 +106,8 @@ class HeadStatistics:
         if turn is not None:
             spread = np.float32(max(1, self.config.n_ctx_train // TOKENS))
             angles = turn.inv_freq(self._factors[turn]) * spread
-            x = rope(x, np.arange(len(x)), angles, turn.interleaved, turn.magnitude)
+            at = slice(None) if attention.latent is None else slice(attention.latent.rank, None)
+            x[..., at] = rope(x[..., at], np.arange(len(x)), angles, turn.interleaved, turn.magnitude)
         return self._normed(x, side.gain) if attention.norms_last else x
 
     def _normed(self, x: F32, gain: F32 | None) -> F32:
@@ -123,6 +124,8 @@ def _read_layer(gguf: GGUFFile, config: ModelConfig, backend: Backend, layer: in
     attention = config.layers[layer].mixer
     if not isinstance(attention, Attention) or attention.kv_from is not None:
         return None
+    if attention.latent is not None:
+        return _read_latent(gguf, config, backend, f"blk.{layer}.", attention.latent)
     prefix, dim, head_dim = f"blk.{layer}.", config.n_embd, attention.head_dim_k
     n_heads, n_kv_heads = attention.n_heads, attention.n_kv_heads
     gain = _vector(gguf, f"{prefix}attn_norm.weight", dim)
@@ -145,6 +148,47 @@ def _read_layer(gguf: GGUFFile, config: ModelConfig, backend: Backend, layer: in
     q = side(q_at, readers, bias_q, "attn_q_norm.weight")
     k = side(k_at, heads, bias_k, "attn_k_norm.weight")
     return None if q is None or k is None else (q, k)
+
+
+def _read_latent(
+    gguf: GGUFFile, config: ModelConfig, backend: Backend, prefix: str, m: Latent
+) -> tuple[_Side, _Side] | None:
+    """The same where heads read latent rows: of the first head's queries as they reach these, and of the one key. The
+    numbers of a query, which a matrix mixes, are taken as independent."""
+    (dim,), plain = (config.n_embd,), m.head_dim - m.n_rot
+    n_heads = next(a.n_heads for a in config.attentions if a.latent == m)
+    gain = _vector(gguf, f"{prefix}attn_norm.weight", dim)
+    latent_gain = _vector(gguf, f"{prefix}attn_kv_a_norm.weight", m.rank)
+    q_gain, q_name, q_cols = gain, "attn_q", dim
+    if m.q_rank:
+        q_gain, q_name, q_cols = _vector(gguf, f"{prefix}attn_q_a_norm.weight", m.q_rank), "attn_q_b", m.q_rank
+    matrix = _first_matrix(gguf, prefix, n_heads, m)
+    if gain is None or latent_gain is None or q_gain is None or matrix is None:
+        return None
+    shape = n_heads * m.head_dim, q_cols
+    q = _row_norms(gguf, f"{prefix}{q_name}.weight", shape, np.arange(m.head_dim), q_gain, backend)
+    shape = m.rank + m.n_rot, dim
+    k = _row_norms(gguf, f"{prefix}attn_kv_a_mqa.weight", shape, np.arange(shape[0]), gain, backend)
+    if q is None or k is None:
+        return None
+    q = np.concatenate([np.sqrt(np.square(matrix) @ np.square(q[:plain])), q[plain:]])
+    k[: m.rank] *= latent_gain / np.sqrt(np.square(k[: m.rank]).mean() + config.norm_eps)
+    none = np.zeros((1, m.rank + m.n_rot), np.float32)
+    return _Side(none, q[None], None), _Side(none, np.abs(k)[None], None)
+
+
+def _first_matrix(gguf: GGUFFile, prefix: str, n_heads: int, m: Latent) -> NDArray[np.floating] | None:
+    """(rank, numbers of a query that do not turn): what takes the first head's queries to latent rows."""
+    plain = m.head_dim - m.n_rot
+    rows, cols, n = (plain, m.rank, plain + m.head_dim_v) if m.merged else (m.rank, plain, m.rank)
+    name = f"{prefix}{'attn_kv_b' if m.merged else 'attn_k_b'}.weight"
+    info = gguf.tensors.get(name)
+    shape = (n_heads * n, cols) if m.merged else (n_heads, n, cols)
+    if info is None or tuple(info.shape) != shape or info.ggml_type not in WEIGHT_TYPES:
+        return None
+    raw = gguf.raw(name).reshape(n_heads * n, -1)[:rows]
+    found: NDArray[np.floating] = dequantize(np.ascontiguousarray(raw), info.ggml_type)
+    return found.T if m.merged else found
 
 
 @dataclass(frozen=True)
@@ -174,6 +218,8 @@ def _place(gguf: GGUFFile, prefix: str, a: Attention, name: str) -> _Place:
 
 def _qk_gain(gguf: GGUFFile, name: str, a: Attention, at: NDArray[np.intp]) -> F32 | None:
     """The gain of QK norm for the heads `at`; None where there is no such norm."""
+    if a.qk_norm == "unit":
+        return np.ones(a.head_dim_k, np.float32)
     info = gguf.tensors.get(name)
     if not a.qk_norm or info is None or info.ggml_type not in WEIGHT_TYPES:
         return None

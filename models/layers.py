@@ -46,10 +46,11 @@ class Latent:
 class Attention:
     """Attention of n_heads queries in groups of n_heads / n_kv_heads. Sizes are numbers of elements.
 
-    scale: factor on q.k. rope: None where nothing turns. window: a query at p reads keys j > p - window, 0: all.
+    scale: factor on q.k. rope: None where nothing turns. window: a query at p reads keys j > p - window, 0: all. chunk: it
+    reads keys from p // chunk * chunk on, 0: all.
     softcap: c tanh(x / c) on scores, 0: none. sinks: a learned logit per head stands beside the keys. qk_norm: a norm
     of each head of Q and K with one gain for all ("head") or a gain of each head's own ("each"), or of the whole row
-    ("row"); norms_last: after the rotation. v_norm: V's heads are normed too, without a gain. v_from_k: V is K before
+    ("row"), or without a gain ("unit"); norms_last: after the rotation. v_norm: V's heads are normed too, without a gain. v_from_k: V is K before
     norm and rotation. biases: projections of which every file has one. gate: Q brings a sigmoid gate for the output.
     kv_from: the earlier layer whose keys and values are read; this one keeps none. latent: queries read latent rows
     (keys are those and what turns, values those alone); K and V are as attention sees them.
@@ -62,9 +63,10 @@ class Attention:
     scale: float
     rope: RopeConfig | None
     window: int = 0
+    chunk: int = 0
     softcap: float = 0.0
     sinks: bool = False
-    qk_norm: Literal["", "head", "each", "row"] = ""
+    qk_norm: Literal["", "head", "each", "row", "unit"] = ""
     norms_last: bool = False
     v_norm: bool = False
     v_from_k: bool = False
@@ -73,6 +75,13 @@ class Attention:
     gate: bool = False
     kv_from: int | None = None
     latent: Latent | None = None
+
+    @property
+    def sees(self) -> str:
+        """What of the past a query reads where that is not all of it, for people; empty where it is."""
+        if self.chunk:
+            return f"a chunk of {self.chunk} tokens"
+        return f"a window of {self.window} tokens" if self.window else ""
 
     @property
     def v_in_k(self) -> bool:

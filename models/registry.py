@@ -28,6 +28,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "glm4moe", "ernie4_5", "ernie4_5-moe", "hunyuan-dense", "hunyuan-moe", "dots1", "bailingmoe2", "minimax-m2"
     ),
     "latent": ("deepseek2",),
+    "llama4": ("llama4",),
     "hybrid": (
         "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe", "granitehybrid", "falcon-h1", "nemotron_h",
         "nemotron_h_moe", "mamba2",

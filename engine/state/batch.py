@@ -6,10 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mixkv.engine.state.cache import KVCache
-from mixkv.engine.state.mixed import MixedState
+from mixkv.engine.state.cache import KeyState, KVCache
 from mixkv.engine.state.recurrent import RecurrentLayer
-from mixkv.engine.state.sliding import SlidingState
 from mixkv.models.batch import F32, Run
 
 Part = tuple[KVCache, Run]
@@ -48,7 +46,7 @@ class BatchStates:
             return [parts[0][0].attend(layer, q, k, v, sinks)]
         places = [cache.place(layer) for cache, _ in parts]
         _, index, spec = places[0]
-        states = [state for state, _, _ in places if isinstance(state, MixedState | SlidingState)]
+        states = [state for state, _, _ in places if isinstance(state, KeyState)]
         stores, orders = [state.store for state in states], [state.order(index) for state in states]
         step = parts[0][0].backend.step_batch
         return [step(index, stores, q, k, v, orders, **states[0].scores(spec, sinks))]
@@ -63,6 +61,6 @@ def _goes_with(layer: int, part: Part, others: list[Part]) -> bool:
     if not others:
         return False
     mine, first = (cache.place(layer)[0] for cache, _ in (part, others[0]))
-    if not (isinstance(mine, MixedState | SlidingState) and isinstance(first, MixedState | SlidingState)):
+    if not (isinstance(mine, KeyState) and isinstance(first, KeyState)):
         return False
     return mine.in_one_piece and first.in_one_piece and (mine.formats, mine.group) == (first.formats, first.group)

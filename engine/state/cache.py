@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 from mixkv.engine.cache_config import CachePlan
+from mixkv.engine.state.chunked import ChunkedState
 from mixkv.engine.state.group import LayerGroup, Snapshot, State, group_layers
 from mixkv.engine.state.mixed import MixedState
 from mixkv.engine.state.recurrent import RecurrentLayer, RecurrentState
@@ -17,6 +18,8 @@ from mixkv.models.batch import F32
 from mixkv.models.config import ModelConfig
 from mixkv.models.layers import Attention
 
+KeyState = MixedState | SlidingState | ChunkedState
+"""Of layers that attend."""
 CHECKPOINT_BYTES = 256 << 20
 """What the checkpoints of one sequence may take together."""
 
@@ -41,8 +44,8 @@ class KVCache:
         def state_of(group: LayerGroup) -> State:
             if group.kind == "recurrent":
                 return RecurrentState(group)
-            kind = SlidingState if group.kind == "sliding" else MixedState
-            return kind(group, plan, backend, n_ctx=n_ctx, chunk=chunk, pool=self.pool)
+            kinds = {"sliding": SlidingState, "chunked": ChunkedState, "mixed": MixedState}
+            return kinds[group.kind](group, plan, backend, n_ctx=n_ctx, chunk=chunk, pool=self.pool)
 
         self.states = [state_of(group) for group in group_layers(model.layers)]
         self._places = self._find_places()

@@ -1,7 +1,7 @@
 """What a sequence keeps of its past, by groups of layers that keep the same thing; and what every kind of it can do.
 
-Kinds: "mixed" (mixed.py: sinks, hot ring, cold tiles), "sliding" (sliding.py: a ring of the window), "recurrent"
-(recurrent.py: one state). A sequence's cache (cache.py) has one state for each group and keeps them in step.
+Kinds: "mixed" (mixed.py: sinks, hot ring, cold tiles), "sliding" (sliding.py: a ring of the window), "chunked"
+(chunked.py: the newest chunk), "recurrent" (recurrent.py: one state). A sequence's cache (cache.py) has one state for each group and keeps them in step.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from mixkv.models.layers import Attention, LayerSpec, Recurrent, Shape
 class LayerGroup:
     """Layers that keep the same thing in the same shape.
 
-    kind: "mixed", "sliding" or "recurrent". layers: their numbers in the model. shape: `Attention.kv_shape` of a token;
-    recurrent: those of the arrays. window: of sliding layers. shared: whether other layers read their keys too
+    kind: "mixed", "sliding", "chunked" or "recurrent". layers: their numbers in the model. shape: `Attention.kv_shape` of a token;
+    recurrent: those of the arrays. window: of sliding layers; of chunked ones the chunk. shared: whether other layers read their keys too
     (`Attention.kv_from`). v_in_k: numbers of a value where values are the beginning of keys, 0 where they are kept by
     themselves.
     """
@@ -46,7 +46,7 @@ def kind_of(mixer: Attention | Recurrent) -> str:
     """Which kind of state a mixer keeps."""
     if isinstance(mixer, Recurrent):
         return "recurrent"
-    return "sliding" if mixer.window else "mixed"
+    return "chunked" if mixer.chunk else "sliding" if mixer.window else "mixed"
 
 
 def group_layers(layers: Iterable[LayerSpec]) -> list[LayerGroup]:
@@ -63,7 +63,7 @@ def group_layers(layers: Iterable[LayerSpec]) -> list[LayerGroup]:
             if isinstance(mixer, Recurrent):
                 key = kind_of(mixer), mixer.shapes, 0, 0
             else:
-                key = kind_of(mixer), mixer.kv_shape, mixer.window, mixer.head_dim_v * mixer.v_in_k
+                key = kind_of(mixer), mixer.kv_shape, mixer.chunk or mixer.window, mixer.head_dim_v * mixer.v_in_k
             found.setdefault(key, []).append(i)
     return [
         LayerGroup(kind, tuple(at), shape, window, any(i in read for i in at), v_in_k)

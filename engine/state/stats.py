@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixkv.engine.cache_config import CachePlan
-from mixkv.engine.state import mixed, recurrent, sliding
+from mixkv.engine.state import chunked, mixed, recurrent, sliding
 from mixkv.engine.state.group import KindStats, group_layers
 from mixkv.models.config import ModelConfig
 
@@ -15,7 +15,7 @@ from mixkv.models.config import ModelConfig
 class CacheStats:
     """Tokens and bytes of a cache, all layers together.
 
-    Bytes are those of stored tokens; `scale_bytes` are part of `cold_bytes`. window_bytes: of layers that see a window.
+    Bytes are those of stored tokens; `scale_bytes` are part of `cold_bytes`. window_bytes: of layers that see a window or a chunk.
     state_bytes: of recurrent layers. checkpoint_bytes: of what `truncate` may come back to. peak_bytes: the most there
     ever was, the moments inside a prompt's pieces included. fp16_bytes: what as many tokens take in a plain FP16 cache.
     degraded_tokens: tokens read as hot whose values were restored from the cold form.
@@ -79,6 +79,7 @@ def cache_bytes(model: ModelConfig, plan: CachePlan, n_ctx: int, chunk: int) -> 
         if group.kind == "recurrent":
             n = recurrent.full_bytes(group)
         else:
-            n = (sliding if group.kind == "sliding" else mixed).full_bytes(group, plan, n_ctx, chunk)
+            kinds = {"sliding": sliding.full_bytes, "chunked": chunked.full_bytes, "mixed": mixed.full_bytes}
+            n = kinds[group.kind](group, plan, n_ctx, chunk)
         found[group.kind] = found.get(group.kind, 0) + n
     return found
