@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from mixkv.kernels import Backend, default_backend
 from mixkv.models.batch import F32, Batch, States
 from mixkv.models.config import ModelConfig
-from mixkv.models.layers import Attention, Dense, LayerSpec, Recurrent
+from mixkv.models.layers import Attention, Dense, Latent, LayerSpec, Recurrent
 
 N_IDS = 40
 
@@ -24,6 +24,17 @@ def full(n_kv_heads: int = 2, head_dim: int = 16, **options: object) -> LayerSpe
 
 def sliding(window: int, **options: object) -> LayerSpec:
     return full(window=window, **options)  # type: ignore[arg-type]
+
+
+def chunked(chunk: int, **options: object) -> LayerSpec:
+    return full(chunk=chunk, **options)  # type: ignore[arg-type]
+
+
+def latent(rank: int = 16, n_rot: int = 8) -> LayerSpec:
+    """Values are the first `rank` numbers of keys."""
+    size = rank + n_rot
+    found = Latent(rank, 0, n_rot, size, rank)
+    return LayerSpec(Attention(4, 1, size, rank, scale=size**-0.5, rope=None, latent=found), Dense(32))
 
 
 def recurrent(width: int = 6) -> LayerSpec:
@@ -66,6 +77,7 @@ class FakeModel:
             mixer = layer.mixer
             if isinstance(mixer, Attention):
                 q, k, v = self._rows(i, batch.ids, batch.positions)
+                v = v[..., : mixer.kv_shape[2]]
                 kept = mixer.kv_from is None
                 outs.append(states.attend(i, q, k if kept else None, v if kept else None).reshape(len(q), -1))
                 continue
@@ -98,9 +110,12 @@ class FakeModel:
             mixer = layer.mixer
             if isinstance(mixer, Attention):
                 q, k, v = self._rows(i, ids, np.arange(n))
+                if mixer.v_in_k:
+                    v = k[..., : mixer.head_dim_v]
                 if mixer.kv_from is not None:
                     _, k, v = self._rows(mixer.kv_from, ids, np.arange(n))
                 hidden = (j > p) | ((j <= p - mixer.window) if mixer.window else False)
+                hidden = hidden | ((j < p // mixer.chunk * mixer.chunk) if mixer.chunk else False)
                 mask = np.where(hidden, -np.inf, 0.0)
                 outs.append(exact_attention(q, k, v, mask, scale=mixer.scale, softcap=mixer.softcap)[0].reshape(n, -1))
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from fake_model import N_IDS, FakeModel, full, recurrent, sliding
+from fake_model import N_IDS, FakeModel, chunked, full, latent, recurrent, sliding
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.scheduler import Scheduler
@@ -28,6 +28,8 @@ MODELS = {
     "all": ALL,
     "windows": (sliding(20), full(), sliding(1, softcap=3.0), sliding(20, kv_from=0)),
     "recurrent": (recurrent(4), recurrent(4), full()),
+    "chunks": (chunked(20), full(), chunked(50, softcap=3.0), chunked(20, kv_from=0), recurrent(4)),
+    "latent": (latent(), latent(20, 12), sliding(20), chunked(7)),
     "one state": (recurrent(),),
 }
 IDS = np.random.default_rng(2).integers(0, N_IDS, N_CTX).tolist()

@@ -222,7 +222,7 @@ RING_TILES = 4
 
 def bytes_by_hand(config: ModelConfig, n: int) -> int:
     """Of n tokens with MIXED: sinks and window in FP16, the rest in whole tiles of q4_0, 18 bytes for 32 numbers; a
-    layer with a window has a ring of tiles in FP16, a recurrent one its state and that of the step before."""
+    layer with a window has a ring of tiles in FP16, one with chunks its newest, a recurrent one its state and that of the step before."""
     total = 0
     for layer in config.layers:
         for mixer in (layer.mixer, layer.beside):
@@ -231,7 +231,9 @@ def bytes_by_hand(config: ModelConfig, n: int) -> int:
             elif mixer is not None and mixer.kv_from is None:
                 kv, k, v = mixer.kv_shape
                 fp16 = 2 * kv * (k + v)
-                if mixer.window:
+                if mixer.chunk:
+                    total += fp16 * (n % mixer.chunk)
+                elif mixer.window:
                     total += fp16 * (n - max(0, -(-n // 16) - RING_TILES) * 16)
                 else:
                     cold = max(0, n - 4 - 16) // 16 * 16

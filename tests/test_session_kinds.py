@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from attention_oracle import nmse
-from fake_model import N_IDS, FakeModel, full, recurrent, sliding
+from fake_model import N_IDS, FakeModel, chunked, full, latent, recurrent, sliding
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from session_tools import rebuild
@@ -29,7 +29,7 @@ MIXED: dict[str, Any] = {"mixed_kv_cache": True, "hot_window": 16, "sink_tokens"
 
 @pytest.fixture(scope="module")
 def model() -> FakeModel:
-    return FakeModel(full(), sliding(20), recurrent(), sliding(33, head_dim=32), full(1, 8))
+    return FakeModel(full(), sliding(20), recurrent(), sliding(33, head_dim=32), full(1, 8), chunked(50), latent())
 
 
 def sequence_of(model: FakeModel, n_batch: int = 24, **options: Any) -> Sequence:
@@ -118,6 +118,14 @@ NONSENSE = {
     "shapes-deep": of_group(2, shapes=[[1] * 1000, [6]]),
     "layers-2^40": of_group(2, n_layers=2**40),
     "layers-more": of_group(2, n_layers=2),
+    "chunk-0": of_group(5, chunk=0),
+    "chunk-other": of_group(5, chunk=25),
+    "chunk-text": of_group(5, chunk="50"),
+    "start-of-no-chunk": of_group(5, start=51),
+    "start-beyond": of_group(5, start=150),
+    "start-too-early": of_group(5, start=0),
+    "start-none": lambda header: header["groups"][5].pop("start"),
+    "latent-values": of_group(6, head_dim_v=16),
     "kind": of_group(2, kind="latent"),
     "kind-none": lambda header: header["groups"][2].pop("kind"),
     "order": lambda header: header["groups"].reverse(),
@@ -136,12 +144,12 @@ def test_nonsense_in_a_groups_header_is_refused(model: FakeModel, good: bytes, t
         assert "\n" not in str(caught.value) and str(tmp_path / "s") in str(caught.value)
 
 
-FIELDS = ["window", "oldest", "n_layers", "n_kv_heads", "head_dim_k", "head_dim_v", "hot_start", "kind", "shapes"]
+FIELDS = ["window", "oldest", "chunk", "start", "n_layers", "n_kv_heads", "head_dim_k", "head_dim_v", "hot_start", "kind", "shapes"]
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    group=st.integers(0, 4), n=st.sampled_from([None, 0, 1, 99, 100]), n_bytes=st.none() | st.integers(0, 40_000),
+    group=st.integers(0, 6), n=st.sampled_from([None, 0, 1, 99, 100]), n_bytes=st.none() | st.integers(0, 40_000),
     fields=st.dictionaries(
         st.sampled_from(FIELDS),
         st.sampled_from([0, 1, 16, 20, 32, 80, 96, -1, 2**31, 2**63, None, "mixed", "sliding", "recurrent", [], [[6]]]),
