@@ -60,14 +60,14 @@ class OracleFeedForwards(OracleFile):
         y = np.zeros_like(x)
         for t in range(len(x)):
             for e, weight in self.choose(p[t], used, self.tensors.get(b + "exp_probs_b.bias", 0.0)):
-                y[t] += weight * self.expert(x[t], b, e, i)
+                y[t] += self.expert(weight * x[t], b, e, i) if self.rule.chunked else weight * self.expert(x[t], b, e, i)
         return y
 
     def choose(self, p: F64, used: int, bias: F64 | float) -> list[tuple[int, float]]:
         """(expert, weight) of one token."""
         kind = self.rule.gating
         if kind is None:
-            default = 2 if self.arch == "glm4moe" else None
+            default = {"glm4moe": 2, "deepseek2": 1}.get(self.arch)
             kind = {1: "softmax", 2: "sigmoid"}[int(self.key("expert_gating_func", default))]
         score = {"softmax": softmax, "sigmoid": sigmoid, "chosen": lambda s: s}[kind](p)
         choice = score + bias

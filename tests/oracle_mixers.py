@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from float_forward import F64, Rotation, number, rotation_of
+from oracle_latent import latent_attention
 from oracle_parts import OracleFile, sigmoid, silu, softmax, softplus
 
 
@@ -15,7 +16,9 @@ class OracleMixers(OracleFile):
     def mixers(self, x: F64, i: int) -> F64 | None:
         b = f"blk.{i}."
         found = []
-        if b + "attn_q.weight" in self.tensors or (
+        if b + "attn_kv_a_mqa.weight" in self.tensors:
+            found.append(latent_attention(self, x, b))
+        elif b + "attn_q.weight" in self.tensors or (
             b + "attn_qkv.weight" in self.tensors and b + "ssm_a" not in self.tensors
         ):
             found.append(self.attention(x, i))
@@ -100,6 +103,8 @@ class OracleMixers(OracleFile):
                 rows = normed(rows)
             if rotation is not None:
                 rows = rotation(rows)
+            if rule.chunked and rotation is not None and self.key("expert_count") != 128:
+                rows = self.unit(rows)
             return normed(rows) if rule.last_norm else rows
 
         first = self.n_layers - int(self.key("attention.shared_kv_layers", 0))
@@ -122,6 +127,8 @@ class OracleMixers(OracleFile):
         cap = self.key("attn_logit_softcapping", 50.0 if self.arch == "gemma2" else 0.0)
         back = np.arange(n)[:, None] - np.arange(n)
         hidden = (back < 0) | ((back >= window) if window else False)
+        if rule.chunked and rotation is not None:
+            hidden = hidden | (np.arange(n) < (np.arange(n) // self.chunk * self.chunk)[:, None])
         out = []
         for h in range(n_heads):
             score = q[:, h] @ k[:, h * n_kv // n_heads].T * scale

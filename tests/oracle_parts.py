@@ -35,7 +35,7 @@ class OracleFile:
 
     def __init__(self, path: Path, n_ctx: int) -> None:
         meta, self.tensors = read(path)
-        self.meta, self.n_ctx = meta, n_ctx
+        self.meta, self.n_ctx, self.chunk = meta, n_ctx, 8192
         self.arch = str(meta["general.architecture"])
         self.keys = {k[len(self.arch) + 1 :]: v for k, v in meta.items() if k.startswith(self.arch + ".")}
         self.rule = RULES[self.arch]

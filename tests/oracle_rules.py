@@ -14,7 +14,8 @@ class Rule:
     the feed-forward reads what the mixer reads. act: silu, gelu, relu2, oai, xielu. gating, normed: None: as the file
     says. period: every n-th layer sees everything where there is a window. free: layers without a window do not
     rotate. skip: every n-th layer does not rotate. unit_v: V's heads are RMS-normed. divide: logits are divided by
-    logit_scale, not multiplied. fixed: numbers of keys that the file need not have.
+    logit_scale, not multiplied. chunked: layers that rotate see their chunk, and norm queries and keys behind the
+    rotation; experts read their input times their weight. fixed: numbers of keys that the file need not have.
     """
 
     interleaved: bool = False
@@ -35,6 +36,7 @@ class Rule:
     unstretched: bool = False
     tiled: bool = False
     divide: bool = True
+    chunked: bool = False
     fixed: tuple[tuple[str, float], ...] = ()
 
 
@@ -63,6 +65,8 @@ def _rules() -> dict[str, Rule]:
         "nemotron_h_moe": Rule(act="relu2", gating="sigmoid", normed=None, skip=1),
         "command-r": Rule(True, layernorm=True, parallel=True, divide=False),
         "cohere2": Rule(True, layernorm=True, parallel=True, period=4, free=True, divide=False),
+        "llama4": Rule(True, gating="sigmoid", normed=False, skip=4, chunked=True),
+        "deepseek2": Rule(True, gating=None, normed=None),
         "stablelm": Rule(layernorm=True, parallel=True), "starcoder2": Rule(layernorm=True, act="gelu"),
     }  # fmt: skip
 

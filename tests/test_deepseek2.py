@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from attention_oracle import nmse
 from model_tools import logits_of
-from tiny_families import TinyFile, families, whole
+from tiny_families import families
+from tiny_parts import TinyFile, whole
 
 import mixkv
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig

@@ -10,7 +10,8 @@ import pytest
 from attention_oracle import nmse
 from family_oracle import Oracle
 from model_tools import logits_of
-from tiny_families import VOCAB, families
+from tiny_families import families
+from tiny_parts import VOCAB
 
 import mixkv
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tiny_gemma import gemma3n, gemma4, gemma4_with_experts
+from tiny_latent import deepseek2
 from tiny_parts import (
     BEFORE,
     BEHIND,
@@ -176,6 +177,14 @@ def families() -> dict[str, TinyFile]:
             "starcoder2", [norms("attn_norm", "ffn_norm", bias=True) | attention(biases=(*QKV, "attn_output"))
                            | ffn(gated=False, biases=True)] * two, bias=True,
         ),
-        "gemma4": gemma4(), "gemma4, experts": gemma4_with_experts(), "gemma3n": gemma3n(),
+        "llama4": whole(
+            "llama4", [dense, BEFORE | att | experts(shared=16)] * 2 + [dense], interleave_moe_layer_step=2,
+            more={"rope_freqs.weight": (8,)}, **EXPERTS,
+        ),
+        "llama4, 128 experts": whole(
+            "llama4", [BEFORE | att | experts(n=128, shared=16)] * two, interleave_moe_layer_step=1, tied=False,
+            **(EXPERTS | {"expert_count": 128, "expert_used_count": 1}),
+        ),
+        **deepseek2(), "gemma4": gemma4(), "gemma4, experts": gemma4_with_experts(), "gemma3n": gemma3n(),
     }  # fmt: skip
     return found

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from float_forward import F64, Rotation, rotation_of
-
-if TYPE_CHECKING:
-    from family_oracle import Oracle
+from oracle_parts import OracleFile, softmax
 
 
-def latent_attention(o: Oracle, x: F64, b: str) -> F64:
+def latent_attention(o: OracleFile, x: F64, b: str) -> F64:
     """x (n, dim), normed -> (n, dim)."""
-    from family_oracle import softmax
-
     n, heads, turning = len(x), int(o.key("attention.head_count")), int(o.key("rope.dimension_count"))
     merged = b + "attn_kv_b.weight" in o.tensors
     size = int(o.key("attention.key_length" + ("" if merged else "_mla")))
