@@ -26,13 +26,13 @@ class KVCacheConfig:
 
     mixed_kv_cache: recent tokens exact, old ones in the cold types; off: one uniform type (llama-cli's meaning).
     hot_window: newest tokens kept in FP16 (at least so many, at most 15 more). sink_tokens: first tokens kept in FP16.
-    type_k, type_v: f32, f16, q8_0 or q4_0; None is q4_0 for the mixed cache and f16 without it; where values are part of
-    keys (latent attention) type_k counts for both. rotate: Hadamard
-    rotation, auto = on for quantized types of 5 bits and fewer. q4_scale: what Q4_0 rows take as a block's scale,
-    unbiased (products keep their size) or plain (GGML's own, the largest value / -8). rollback_reserve: newest tokens
-    that `truncate` can take back exactly, whatever the window. kv_plan: auto gives the mixed cache's keys more bits, or
-    another rotation, in layers whose weights say that they need it (kv_plan.py); off: never. per_layer: {layer:
-    {type_k, type_v, rotate}} where layers differ; these are not planned.
+    type_k, type_v: f32, f16, q8_0 or q4_0; None is q4_0 for the mixed cache and f16 without it; where values are part
+    of keys (latent attention) type_k counts for both. rotate: Hadamard rotation, auto = on for quantized types of 5
+    bits and fewer. q4_scale: what Q4_0 rows take as a block's scale, unbiased (products keep their size) or plain
+    (GGML's own, the largest value / -8). rollback_reserve: newest tokens that `truncate` can take back exactly,
+    whatever the window. kv_plan: auto gives the mixed cache's keys more bits, or another rotation, in layers whose
+    weights say that they need it (kv_plan.py); off: never. per_layer: {layer: {type_k, type_v, rotate}} where layers
+    differ; these are not planned.
     """
 
     mixed_kv_cache: bool = False

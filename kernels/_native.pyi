@@ -17,6 +17,7 @@ from mixkv.kernels.contract_parts import (
     Experts,
     FeedForward,
     Head,
+    HeadLinear,
     NormLinear,
     NormQKV,
     Project,
@@ -59,6 +60,7 @@ class Backend:
         rotation: Rotation | None = None, temperature: Temperature | None = None, n_heads: int, n_kv_heads: int,
         head_dim: int,
     ) -> NormQKV: ...  # fmt: skip
+    def HeadLinear(self, *, w: Experts) -> HeadLinear: ...
     def NormLinear(
         self, *, norm: Norm | None, weights: Sequence[Weight], biases: Sequence[F32 | None] = ()
     ) -> NormLinear: ...
@@ -91,7 +93,7 @@ class Backend:
     ) -> Head: ...
     def KVStore(
         self, layers: Sequence[Any], *, n_kv_heads: int, head_dim_k: int, head_dim_v: int, n_ctx: int,
-        sink_tokens: int, hot_tiles: int, pool: Any = None,
+        sink_tokens: int, hot_tiles: int, pool: Any = None, v_in_k: bool = False,
     ) -> KVStore: ...  # fmt: skip
     def page_pool(self, budget: int | None = None) -> PagePool: ...
     def step_batch(

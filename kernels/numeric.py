@@ -43,8 +43,8 @@ def hadamard_width(head_dim: int) -> int:
 
 
 def hadamard(x: F32, width: int = 0) -> F32:
-    """Rows x (..., head_dim) times the normalised Walsh-Hadamard matrix of `width` (0: `hadamard_width`), a power of two
-    that divides head_dim, block by block. Orthogonal and its own inverse."""
+    """Rows x (..., head_dim) times the normalised Walsh-Hadamard matrix of `width` (0: `hadamard_width`), a power of
+    two that divides head_dim, block by block. Orthogonal and its own inverse."""
     width = width or hadamard_width(x.shape[-1])
     out = x.reshape(-1, width).astype(np.float32)
     half = 1

@@ -36,7 +36,6 @@ def check_sizes(
             f"a KV cache needs n_ctx >= 1, sink_tokens >= 0 and hot_tiles >= 1, not {n_ctx}, {sink_tokens}, {hot_tiles}"
         )
 
-
     if v_in_k and head_dims[1] > head_dims[0]:
         raise ConfigError(f"values of {head_dims[1]} numbers are no part of keys of {head_dims[0]}")
 
@@ -49,7 +48,8 @@ def check_rotation(rotated: bool, head_dims: tuple[int, int], width: int) -> Non
 
 
 class Checks:
-    """The checks of a store of these sizes; `what` is the method, for the message. widths: numbers of a K and a V row."""
+    """The checks of a store of these sizes; `what` is the method, for the message. widths: numbers of a K and a V
+    row."""
 
     def __init__(self, n_layers: int, n_kv_heads: int, widths: tuple[int, int], n_ctx: int, sinks: int) -> None:
         self.n_layers, self.heads, self.widths = n_layers, n_kv_heads, widths

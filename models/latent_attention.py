@@ -78,7 +78,8 @@ def _turning_first(lw: LayerWeights, name: str, n_heads: int, head_dim: int, n_r
 
 
 def _matrices_of_heads(lw: LayerWeights, a: Attention) -> tuple[Experts, Experts]:
-    """Of each head: (rank, numbers of a query that do not turn), from queries to latent rows; and (head_dim_v, rank)."""
+    """Of each head: (rank, numbers of a query that do not turn), from queries to latent rows; and (head_dim_v,
+    rank)."""
     assert a.latent is not None
     m, plain = a.latent, a.latent.head_dim - a.latent.n_rot
     if m.merged:

@@ -46,14 +46,14 @@ class Latent:
 class Attention:
     """Attention of n_heads queries in groups of n_heads / n_kv_heads. Sizes are numbers of elements.
 
-    scale: factor on q.k. rope: None where nothing turns. window: a query at p reads keys j > p - window, 0: all. chunk: it
-    reads keys from p // chunk * chunk on, 0: all.
-    softcap: c tanh(x / c) on scores, 0: none. sinks: a learned logit per head stands beside the keys. qk_norm: a norm
-    of each head of Q and K with one gain for all ("head") or a gain of each head's own ("each"), or of the whole row
-    ("row"), or without a gain ("unit"); norms_last: after the rotation. v_norm: V's heads are normed too, without a gain. v_from_k: V is K before
-    norm and rotation. biases: projections of which every file has one. gate: Q brings a sigmoid gate for the output.
-    kv_from: the earlier layer whose keys and values are read; this one keeps none. latent: queries read latent rows
-    (keys are those and what turns, values those alone); K and V are as attention sees them.
+    scale: factor on q.k. rope: None where nothing turns. window: a query at p reads keys j > p - window, 0: all. chunk:
+    it reads keys from p // chunk * chunk on, 0: all. softcap: c tanh(x / c) on scores, 0: none. sinks: a learned logit
+    per head stands beside the keys. qk_norm: a norm of each head of Q and K with one gain for all ("head") or a gain of
+    each head's own ("each"), or of the whole row ("row"), or without a gain ("unit"); norms_last: after the rotation.
+    v_norm: V's heads are normed too, without a gain. v_from_k: V is K before norm and rotation. biases: projections of
+    which every file has one. gate: Q brings a sigmoid gate for the output. kv_from: the earlier layer whose keys and
+    values are read; this one keeps none. latent: queries read latent rows (keys are those and what turns, values those
+    alone); K and V are as attention sees them.
     """
 
     n_heads: int

@@ -86,8 +86,8 @@ class Weights:
         return packed
 
     def merged_heads(self, name: str, n: int, first: int, second: int, cols: int) -> tuple[Experts, Experts]:
-        """Of a matrix (n (first + second), cols), whose heads have `first` rows of one kind and then `second` of another:
-        the first ones turned over, (cols, first) of each head as float32, and the second ones as they are."""
+        """Of a matrix (n (first + second), cols), whose heads have `first` rows of one kind and then `second` of
+        another: the first ones turned over, (cols, first) of each head as float32, and the second ones as they are."""
         self._check(name, (n * (first + second), cols))
         info, raw = self.gguf.tensors[name], self.gguf.raw(name)
         turned = self.gguf.array_of(name).reshape(n, first + second, cols)[:, :first].transpose(0, 2, 1)

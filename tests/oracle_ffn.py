@@ -60,7 +60,8 @@ class OracleFeedForwards(OracleFile):
         y = np.zeros_like(x)
         for t in range(len(x)):
             for e, weight in self.choose(p[t], used, self.tensors.get(b + "exp_probs_b.bias", 0.0)):
-                y[t] += self.expert(weight * x[t], b, e, i) if self.rule.chunked else weight * self.expert(x[t], b, e, i)
+                before, behind = (weight, 1.0) if self.rule.chunked else (1.0, weight)
+                y[t] += behind * self.expert(before * x[t], b, e, i)
         return y
 
     def choose(self, p: F64, used: int, bias: F64 | float) -> list[tuple[int, float]]:

@@ -222,7 +222,8 @@ RING_TILES = 4
 
 def bytes_by_hand(config: ModelConfig, n: int) -> int:
     """Of n tokens with MIXED: sinks and window in FP16, the rest in whole tiles of q4_0, 18 bytes for 32 numbers; a
-    layer with a window has a ring of tiles in FP16, one with chunks its newest, a recurrent one its state and that of the step before."""
+    layer with a window has a ring of tiles in FP16, one with chunks its newest, a recurrent one its state and that of
+    the step before."""
     total = 0
     for layer in config.layers:
         for mixer in (layer.mixer, layer.beside):

@@ -175,9 +175,7 @@ HEADS = [
 
 
 @pytest.mark.parametrize(("kind", "heads", "rows", "cols", "exact"), HEADS)
-def test_every_head_has_its_own_matrix(
-    backend: Any, kind: T, heads: int, rows: int, cols: int, exact: bool
-) -> None:
+def test_every_head_has_its_own_matrix(backend: Any, kind: T, heads: int, rows: int, cols: int, exact: bool) -> None:
     """Against the twin, and to the bit against the same rows as a product of their own, alone or among others."""
     rng = np.random.default_rng(rows)
     raw = random_raw(kind, heads * rows, cols, rng, std=cols**-0.5).reshape(heads, rows, -1)
@@ -209,5 +207,3 @@ def test_rows_of_another_shape_are_refused(backend: Any) -> None:
             fast(np.zeros(shape, np.float32))
     with pytest.raises(TypeError):
         backend.HeadLinear(w=None)
-
-

@@ -144,7 +144,10 @@ def test_nonsense_in_a_groups_header_is_refused(model: FakeModel, good: bytes, t
         assert "\n" not in str(caught.value) and str(tmp_path / "s") in str(caught.value)
 
 
-FIELDS = ["window", "oldest", "chunk", "start", "n_layers", "n_kv_heads", "head_dim_k", "head_dim_v", "hot_start", "kind", "shapes"]
+FIELDS = [
+    "window", "oldest", "chunk", "start", "n_layers", "n_kv_heads", "head_dim_k", "head_dim_v", "hot_start", "kind",
+    "shapes",
+]  # fmt: skip
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

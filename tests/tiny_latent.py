@@ -1,4 +1,4 @@
-"""Tiny files of DeepSeek-V2's kinds: with matrices of keys and values apart or in one, queries made of latent rows or not."""
+"""Tiny files of DeepSeek-V2's kinds: matrices of keys and values apart or in one, queries of latent rows or not."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ class ChunkSnapshot:
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens of a step that lie in one chunk: positions pos, pos + 1, ... for each of hot_from, of the chunk at start."""
+    """Tokens of a step that lie in one chunk: positions pos, pos + 1, ... for each of hot_from, of the chunk at
+    start."""
 
     store: KVStore
     start: int

@@ -1,7 +1,8 @@
 """What a sequence keeps of its past, by groups of layers that keep the same thing; and what every kind of it can do.
 
 Kinds: "mixed" (mixed.py: sinks, hot ring, cold tiles), "sliding" (sliding.py: a ring of the window), "chunked"
-(chunked.py: the newest chunk), "recurrent" (recurrent.py: one state). A sequence's cache (cache.py) has one state for each group and keeps them in step.
+(chunked.py: the newest chunk), "recurrent" (recurrent.py: one state). A sequence's cache (cache.py) has one state for
+each group and keeps them in step.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from mixkv.models.layers import Attention, LayerSpec, Recurrent, Shape
 class LayerGroup:
     """Layers that keep the same thing in the same shape.
 
-    kind: "mixed", "sliding", "chunked" or "recurrent". layers: their numbers in the model. shape: `Attention.kv_shape` of a token;
-    recurrent: those of the arrays. window: of sliding layers; of chunked ones the chunk. shared: whether other layers read their keys too
-    (`Attention.kv_from`). v_in_k: numbers of a value where values are the beginning of keys, 0 where they are kept by
-    themselves.
+    kind: "mixed", "sliding", "chunked" or "recurrent". layers: their numbers in the model. shape: `Attention.kv_shape`
+    of a token; recurrent: those of the arrays. window: of sliding layers; of chunked ones the chunk. shared: whether
+    other layers read their keys too (`Attention.kv_from`). v_in_k: numbers of a value where values are the beginning of
+    keys, 0 where they are kept by themselves.
     """
 
     kind: str

@@ -15,7 +15,7 @@ void run_piece(Backend& on, const Experts& w, const float* x, int n, float* y) {
     Sorting all;
     for (int h = 0; h < heads; ++h) all.shares.push_back({h, h * n, n});
     all.pair.resize(size_t(heads) * size_t(n));
-    const bool dense = w.shape().float_activations();
+    const bool dense = w.matrices().float_activations();
     std::vector<Activations> in;
     lay_out(all, cols, !dense, false, on.routed.rows, in);
     if (dense) {
@@ -30,12 +30,12 @@ void run_piece(Backend& on, const Experts& w, const float* x, int n, float* y) {
         });
     }
     ExpertTasks tasks;
-    tasks.cut(all, w, 0, w.shape().groups());
+    tasks.cut(all, w, 0, w.matrices().groups());
     const ThreadScratch scratch = thread_scratch(on, matmul_scratch);
     on.parallel_for(tasks.count(), [&](int task, int thread) {
         const auto [h, g0, g1, t0, t1] = tasks.piece(task);
-        const Out out{y + int64_t(h) * rows, ldy, 0, nullptr, nullptr, 0};
-        expert_product(on.linear, w, w.of(h), in[size_t(h)], out, g0, g1, t0, t1, scratch.of(thread));
+        const Out out{y + int64_t(h) * rows, ldy, 0, nullptr, nullptr, 0, {}};
+        product_task(on.linear, in[size_t(h)], w.matrices(), out, g0, g1, t0, t1, scratch.of(thread), h);
     });
 }
 

@@ -13,9 +13,9 @@ from mixkv.models.layers import Attention, Dense, LayerSpec, Routed
 class Llama4(Llama):
     """Scout and Maverick, the text part.
 
-    Where the file has keys for them, or none at all, llama.cpp has constants: chunks, and what the temperature of queries
-    counts in, are of 8192 tokens; every fourth layer does not rotate; queries and keys are normed unless there are 128
-    experts (Maverick).
+    Where the file has keys for them, or none at all, llama.cpp has constants: chunks, and what the temperature of
+    queries counts in, are of 8192 tokens; every fourth layer does not rotate; queries and keys are normed unless there
+    are 128 experts (Maverick).
     """
 
     architecture = "llama4"
