@@ -92,8 +92,8 @@ class ReferenceBackend:
     def NormQKV(self, **parts: Any) -> NormQKV:
         return NormQKV(**parts)
 
-    def HeadLinear(self, *, w: Experts) -> HeadLinear:
-        return HeadLinear(w)
+    def HeadLinear(self, **parts: Any) -> HeadLinear:
+        return HeadLinear(**parts)
 
     def NormLinear(self, *, norm: Norm | None, weights: Sequence[Any], biases: Sequence[F32 | None] = ()) -> NormLinear:
         return NormLinear(norm, weights, biases)

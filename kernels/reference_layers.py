@@ -109,7 +109,7 @@ class NormQKV:
 class HeadLinear:
     """See contract.Backend.HeadLinear."""
 
-    def __init__(self, w: Any) -> None:
+    def __init__(self, *, w: Any) -> None:
         self.w = w
 
     def __call__(self, x: F32) -> F32:

@@ -44,7 +44,7 @@ class KVCache:
         def state_of(group: LayerGroup) -> State:
             if group.kind == "recurrent":
                 return RecurrentState(group)
-            kinds = {"sliding": SlidingState, "chunked": ChunkedState, "mixed": MixedState}
+            kinds: dict[str, type[KeyState]] = {"sliding": SlidingState, "chunked": ChunkedState, "mixed": MixedState}
             return kinds[group.kind](group, plan, backend, n_ctx=n_ctx, chunk=chunk, pool=self.pool)
 
         self.states = [state_of(group) for group in group_layers(model.layers)]

@@ -43,6 +43,10 @@ class LayerGroup:
         return sizes | {"v_in_k": self.v_in_k > 0}
 
 
+_Kept = tuple[str, tuple[int, ...] | tuple[Shape, ...], int, int]
+"""Kind, shape, window and v_in_k of a group."""
+
+
 def kind_of(mixer: Attention | Recurrent) -> str:
     """Which kind of state a mixer keeps."""
     if isinstance(mixer, Recurrent):
@@ -52,7 +56,7 @@ def kind_of(mixer: Attention | Recurrent) -> str:
 
 def group_layers(layers: Iterable[LayerSpec]) -> list[LayerGroup]:
     """The groups of a model's layers, in the order of their first layers; layers that keep nothing are in none."""
-    found: dict[tuple[str, tuple[int, ...] | tuple[Shape, ...], int, int], list[int]] = {}
+    found: dict[_Kept, list[int]] = {}
     read = set()
     for i, layer in enumerate(layers):
         for mixer in (layer.mixer, layer.beside):
@@ -62,7 +66,7 @@ def group_layers(layers: Iterable[LayerSpec]) -> list[LayerGroup]:
                 read.add(mixer.kv_from)
                 continue
             if isinstance(mixer, Recurrent):
-                key = kind_of(mixer), mixer.shapes, 0, 0
+                key: _Kept = kind_of(mixer), mixer.shapes, 0, 0
             else:
                 key = kind_of(mixer), mixer.kv_shape, mixer.chunk or mixer.window, mixer.head_dim_v * mixer.v_in_k
             found.setdefault(key, []).append(i)
