@@ -1,4 +1,4 @@
-"""What it costs that values are part of keys: attention over rows that are both, and over keys and values apart, in turn.
+"""What it costs that values are part of keys: attention over such rows, and over keys and values apart, in turn.
 
     python benchmarks/latent_attention.py [--keys 4096] [--rounds 5] [--threads 1]
 
