@@ -39,7 +39,8 @@ class Deepseek2(Decoder):
         if rank + rope.n_rot > MOST_NUMBERS:
             raise hyper.fail("attention.kv_lora_rank", f"is {rank}: keys of more than {MOST_NUMBERS} numbers")
         # The file's multiplier is a tenth of mscale_all_dim, which makes scores larger instead of cos and sin.
-        stretch = rope.attn_factor * (1 + rope.log_multiplier * math.log(rope.factor)) if rope.factor > 1 else 1.0
+        multiplier = hyper.number("rope.scaling.yarn_log_multiplier", 0.0)
+        stretch = rope.attn_factor * (1 + multiplier * math.log(rope.factor)) if rope.factor > 1 else 1.0
         slope = hyper.number("attention.temperature_scale", 0.0)
         return Attention(
             hyper.of_every_layer("attention.head_count"), 1, rank + rope.n_rot, rank,
