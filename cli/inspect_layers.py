@@ -44,13 +44,20 @@ def layer_words(spec: LayerSpec) -> dict[str, str]:
 def _attention(a: Attention) -> str:
     size = f"{a.head_dim_k}" if a.head_dim_k == a.head_dim_v else f"{a.head_dim_k} (V {a.head_dim_v})"
     words = [f"attention, {a.n_heads} heads of {size} on {a.n_kv_heads}"]
+    if a.latent is not None:
+        m = a.latent
+        size = f"{m.head_dim}" if m.head_dim == m.head_dim_v else f"{m.head_dim} (V {m.head_dim_v})"
+        words = [f"latent attention, {a.n_heads} heads of {size} on rows of {m.rank} + {m.n_rot}"]
     if a.rope is None:
         words.append("no rotation")
     elif a.rope.n_rot != a.head_dim_k:
         words.append(f"{a.rope.n_rot} dimensions rotate")
-    norms = {"head": "QK norm", "each": "QK norm of each head's own", "row": "QK norm over the row"}
+    norms = {
+        "head": "QK norm", "each": "QK norm of each head's own", "row": "QK norm over the row",
+        "unit": "QK norm without a gain",
+    }  # fmt: skip
     told = {
-        f"window {a.window}": a.window, norms.get(a.qk_norm, "QK norm"): a.qk_norm, "V normed": a.v_norm,
+        f"window {a.window}": a.window, f"chunks of {a.chunk}": a.chunk, norms.get(a.qk_norm, "QK norm"): a.qk_norm, "V normed": a.v_norm,
         "V from K": a.v_from_k, f"scores capped at {a.softcap:g}": a.softcap, "sinks": a.sinks, "gate": a.gate,
         "temperature": a.temperature,
     }  # fmt: skip
@@ -62,6 +69,8 @@ def _kept(a: Attention) -> str:
         return f"nothing: reads layer {a.kv_from}'s keys"
     if a.window:
         return f"the last {a.window} tokens, {2 * a.kv_numbers:,} bytes each"
+    if a.chunk:
+        return f"the newest chunk of {a.chunk} tokens, {2 * a.kv_numbers:,} bytes each"
     return f"every token, {2 * a.kv_numbers:,} bytes each in FP16"
 
 

@@ -13,6 +13,7 @@ from tiny_families import families
 from tiny_parts import TinyFile, whole
 
 import mixkv
+from mixkv.cli.inspect_layers import layer_words
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.kv_plan import plan_layers
 from mixkv.engine.memory import plan_memory
@@ -136,3 +137,11 @@ def test_nonsense_is_one_line(tmp_path: Path, tiny: TinyFile, keys: dict[str, ob
     with pytest.raises(GGUFError, match=words) as caught:
         mixkv.load(path, n_threads=1)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_inspect_says_what_is_kept(tmp_path: Path) -> None:
+    """It called rows keys of one head, as if values came on top."""
+    with open_gguf(SPLIT.write(tmp_path / "m.gguf")) as gguf:
+        words = layer_words(read_config(gguf).layers[0])
+    assert words["mixer"] == "latent attention, 4 heads of 40 (V 24) on rows of 32 + 8, 8 dimensions rotate"
+    assert words["keeps"] == "every token, 80 bytes each in FP16"

@@ -14,6 +14,7 @@ from tiny_families import families
 from tiny_parts import VOCAB
 
 import mixkv
+from mixkv.cli.inspect_layers import layer_words
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.memory import plan_memory
 from mixkv.engine.state.cache import KVCache
@@ -109,3 +110,12 @@ def test_chunks_are_kept_exactly_and_counted(tmp_path: Path) -> None:
         planned = plan_memory(gguf, config, plan, default_backend(), n_ctx=64, n_batch=32).cache
     chunks = 4 * 64 * 128  # rows of K and V, 2 heads of 16 numbers, 2 bytes each
     assert chunks <= planned <= chunks + 2 * 64 * 128
+
+
+def test_inspect_says_what_is_kept(tmp_path: Path) -> None:
+    """A layer that sees its chunk kept every token there."""
+    words = [layer_words(layer) for layer in config_of(TINY.write(tmp_path / "m.gguf")).layers]
+    assert words[0]["mixer"] == "attention, 4 heads of 16 on 2, chunks of 8192, QK norm without a gain"
+    assert words[0]["keeps"] == "the newest chunk of 8192 tokens, 128 bytes each"
+    assert words[3]["mixer"] == "attention, 4 heads of 16 on 2, no rotation, temperature"
+    assert words[3]["keeps"] == "every token, 128 bytes each in FP16"
