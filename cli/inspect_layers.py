@@ -57,9 +57,9 @@ def _attention(a: Attention) -> str:
         "unit": "QK norm without a gain",
     }  # fmt: skip
     told = {
-        f"window {a.window}": a.window, f"chunks of {a.chunk}": a.chunk, norms.get(a.qk_norm, "QK norm"): a.qk_norm, "V normed": a.v_norm,
-        "V from K": a.v_from_k, f"scores capped at {a.softcap:g}": a.softcap, "sinks": a.sinks, "gate": a.gate,
-        "temperature": a.temperature,
+        f"window {a.window}": a.window, f"chunks of {a.chunk}": a.chunk, norms.get(a.qk_norm, "QK norm"): a.qk_norm,
+        "V normed": a.v_norm, "V from K": a.v_from_k, f"scores capped at {a.softcap:g}": a.softcap, "sinks": a.sinks,
+        "gate": a.gate, "temperature": a.temperature,
     }  # fmt: skip
     return ", ".join([*words, *(word for word, is_so in told.items() if is_so)])
 
