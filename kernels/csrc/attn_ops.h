@@ -64,6 +64,9 @@ struct ValueBlock {
     StateRows state;
 };
 
+// The type of values that are part of keys of a type.
+static inline CacheType value_type(CacheType type_k) { return is_float_type(type_k) ? cache_f32 : type_k; }
+
 struct AttnOps {
     // row (padded_dim floats, zero-padded) times the normalised Walsh-Hadamard matrix, in place
     void (*hadamard)(float* row, int head_dim);
@@ -89,8 +92,9 @@ struct AttnOps {
                                     const StateRows& state);
     // where not null: takes the place of both for cold tiles of the type, with an order of summation of its own
     void (*pv_matrix[n_cache_types])(const ValueBlock& block);
-    // the first `dims` numbers of each key of a K tile as a float32 V tile, 64-byte aligned
-    void (*expand_keys[n_cache_types])(const uint8_t* tile, int head_dim, int dims, float* rows);
+    // the first `dims` numbers of each key of a K tile as a V tile of type value_type(); what is beyond them in the last
+    // block of codes is of the same keys
+    void (*values_of_keys[n_cache_types])(const uint8_t* tile, int head_dim, int dims, uint8_t* values);
     // a := a merged with b, row by row (kv-cache.md section 6)
     void (*merge)(int n_rows, int head_dim, const StateRows& a, const StateRows& b);
     float (*sum_lanes)(const float* s);  // the sum of 16 lanes

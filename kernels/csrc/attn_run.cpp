@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -33,10 +34,12 @@ struct Run {
 
 // Scratch of a block: row-wise scores and masks, query-wise spans.
 struct BlockScratch {
-    float *x, *bias, *distance, *values;
+    float *x, *bias, *distance;
     int *first, *stop;
     Run* runs;
     uint8_t* readers;
+    uint8_t* values[2];  // where values are part of keys: [cold, hot], four V tiles of this block each
+    bool laid_out[2][tiles_per_block];
     bool alike;  // every query sees all 64 keys, each tile in one form: one run per tile
 };
 
@@ -76,15 +79,18 @@ private:
     int plan_tile(const QueryRange& r, const BlockScratch& b, int64_t base, int tile) const;
     const uint8_t* tile_at(Side side, int64_t position, int head, bool hot) const;
     void add_scores(const QueryRange& r, const QueryRows& q, int64_t base, const BlockScratch& b) const;
-    void add_values(const QueryRange& r, int64_t base, const BlockScratch& b, const StateRows& state) const;
-    void add_values_in_keys(const QueryRange& r, int64_t base, const BlockScratch& b, const StateRows& state) const;
+    CacheType type_of_values(bool hot) const {
+        return p_.v_in_k ? value_type(p_.format.form(side_k, hot)) : p_.format.form(side_v, hot);
+    }
+    size_t bytes_of_values(bool hot) const {  // of a V tile that is made of keys
+        return p_.v_in_k ? size_t(round_up_int(int(tile_bytes(type_of_values(hot), side_v, p_.head_dim_v)), 64)) : 0;
+    }
+    const uint8_t* value_tile(BlockScratch& b, int64_t base, int tile, int head, bool hot) const;
+    void add_values(const QueryRange& r, int64_t base, BlockScratch& b, const StateRows& state) const;
     void rotate_back(float* out) const;
     void attend_chunk(const QueryRange& r, const QueryRows& q, const KeyRange& keys, Arena& arena,
                       const StateRows& state) const;
     size_t chunk_bytes(int n_rows) const;
-    size_t values_numbers() const {  // of a V tile that is made of keys
-        return p_.v_in_k ? size_t(round_up_int(p_.head_dim_v, 16)) * tile_tokens : 0;
-    }
     void load_state(const QueryRange& r, const StateRows& s) const;
     void store_result(const QueryRange& r, const StateRows& s) const;
     void run_whole(const QueryRange& r, int thread) const;
@@ -134,7 +140,8 @@ size_t Attention::state_bytes(int n_rows) const {
 }
 size_t Attention::chunk_bytes(int n_rows) const {
     const size_t n = size_t(padded_rows(n_rows));  // at least as many as queries
-    return n * block_keys * 4 * 2 + n * (3 * sizeof(int) + sizeof(Run) + 1) + values_numbers() * 4 + 8 * 64;
+    return n * block_keys * 4 * 2 + n * (3 * sizeof(int) + sizeof(Run) + 1) +
+           tiles_per_block * (bytes_of_values(false) + bytes_of_values(true)) + 9 * 64;
 }
 
 QueryRows Attention::take_queries(Arena& arena, int n_rows) const {
@@ -249,18 +256,31 @@ void Attention::add_scores(const QueryRange& r, const QueryRows& q, int64_t base
     }
 }
 
-void Attention::add_values(const QueryRange& r, int64_t base, const BlockScratch& b, const StateRows& state) const {
-    const auto matrix = ops_.pv_matrix[p_.format.type_v];
+// A V tile of the block at `base`; where values are part of keys, laid out when it is first asked for.
+const uint8_t* Attention::value_tile(BlockScratch& b, int64_t base, int tile, int head, bool hot) const {
+    const int64_t position = base + tile * tile_tokens;
+    if (!p_.v_in_k) return tile_at(side_v, position, head, hot);
+    uint8_t* values = b.values[hot] + size_t(tile) * bytes_of_values(hot);
+    if (!b.laid_out[hot][tile])
+        ops_.values_of_keys[p_.format.form(side_k, hot)](tile_at(side_k, position, head, hot), p_.head_dim_k,
+                                                         p_.head_dim_v, values);
+    b.laid_out[hot][tile] = true;
+    return values;
+}
+
+void Attention::add_values(const QueryRange& r, int64_t base, BlockScratch& b, const StateRows& state) const {
+    const auto matrix = ops_.pv_matrix[type_of_values(false)];
+    memset(b.laid_out, 0, sizeof b.laid_out);
     ValueBlock block{b.x, int(r.stop - r.first), group(), p_.head_dim_v, {}, b.readers, state};
     if (b.alike) {
         const bool hot = is_hot(r, base);
         for (int t = 0; t < tiles_per_block; ++t)
-            block.tiles[t] = tile_at(side_v, base + t * tile_tokens, r.kv_head, hot);
+            block.tiles[t] = value_tile(b, base, t, r.kv_head, hot);
         if (matrix && !hot) {
             std::fill_n(b.readers, block.n_queries, uint8_t((1 << tiles_per_block) - 1));
             return matrix(block);
         }
-        const CacheType type = hot ? p_.format.hot_v : p_.format.type_v;
+        const CacheType type = type_of_values(hot);
         // few rows lose more by the larger scratch than they gain, where unpacking is cheap
         const auto whole = is_float_type(type) && rows(r) <= 8 ? nullptr : ops_.pv_block[type];
         if (whole) return whole(b.x, rows(r), block.tiles, p_.head_dim_v, state);
@@ -271,40 +291,19 @@ void Attention::add_values(const QueryRange& r, int64_t base, const BlockScratch
         for (int t = 0; t < tiles_per_block; ++t) {
             const int n_runs = plan_tile(r, b, base, t);
             for (const Run* run = b.runs; run < b.runs + n_runs; ++run) {
-                const uint8_t* tile = tile_at(side_v, base + t * tile_tokens, r.kv_head, run->hot);
+                const uint8_t* tile = value_tile(b, base, t, r.kv_head, run->hot);
                 if (matrix && pass == 0 && !run->hot) {
                     block.tiles[t] = tile;
                     any_cold = true;
                     for (int i = run->q0; i < run->q1; ++i) b.readers[i] |= uint8_t(1 << t);
                 } else if (!matrix || (pass == 1 && run->hot)) {
-                    const CacheType type = run->hot ? p_.format.hot_v : p_.format.type_v;
+                    const CacheType type = type_of_values(run->hot);
                     ops_.pv[type](b.x + t * tile_tokens, run->q0 * group(), run->q1 * group(), tile, p_.head_dim_v,
                                   run->t0, run->t1, state);
                 }
             }
         }
         if (any_cold && pass == 0) matrix(block);
-    }
-}
-
-// The same where values are the beginning of keys. A query reads a tile in one form, so which form comes first is all one.
-void Attention::add_values_in_keys(const QueryRange& r, int64_t base, const BlockScratch& b,
-                                   const StateRows& state) const {
-    for (int t = 0; t < tiles_per_block; ++t) {
-        const int n_runs = plan_tile(r, b, base, t);
-        for (const bool hot : {false, true}) {
-            bool laid_out = false;
-            for (const Run* run = b.runs; run < b.runs + n_runs; ++run) {
-                if (run->hot != hot) continue;
-                if (!laid_out) {
-                    const uint8_t* tile = tile_at(side_k, base + t * tile_tokens, r.kv_head, hot);
-                    ops_.expand_keys[p_.format.form(side_k, hot)](tile, p_.head_dim_k, p_.head_dim_v, b.values);
-                    laid_out = true;
-                }
-                ops_.pv[cache_f32](b.x + t * tile_tokens, run->q0 * group(), run->q1 * group(),
-                                   reinterpret_cast<const uint8_t*>(b.values), p_.head_dim_v, run->t0, run->t1, state);
-            }
-        }
     }
 }
 
@@ -320,7 +319,7 @@ void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyR
     b.stop = arena.take<int>(n);
     b.runs = arena.take<Run>(n);
     b.readers = arena.take<uint8_t>(n);
-    b.values = arena.take<float>(values_numbers());
+    for (const bool hot : {false, true}) b.values[hot] = arena.take<uint8_t>(tiles_per_block * bytes_of_values(hot));
     const float* slopes = p_.slopes ? p_.slopes + r.kv_head * g : nullptr;
     // rescaling a state for every small rise of the maximum costs more than weights that may reach 2^8; but a state
     // that is handed out has the true maximum as its m
@@ -333,10 +332,7 @@ void Attention::attend_chunk(const QueryRange& r, const QueryRows& q, const KeyR
         ops_.softmax({int(n), g, b.first, b.stop, p_.softcap, slopes, p_.mask ? b.bias : nullptr, b.distance, q.scale,
                       slack, b.x,
                       state});
-        if (p_.v_in_k)
-            add_values_in_keys(r, base, b, state);
-        else
-            add_values(r, base, b, state);
+        add_values(r, base, b, state);
     }
     ops_.leave();
 }

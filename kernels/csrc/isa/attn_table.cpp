@@ -1,9 +1,9 @@
 // The attention kernels of one instruction set: softmax and states here, products in attn_qk.h, attn_pv.h and (matrix
 // units) attn_amx.h, work on single rows in attn_rows.h. See attn_ops.h for what each function promises.
-#include "attn_expand.h"
 #include "attn_ops.h"
 #include "attn_pv.h"
 #include "attn_qk.h"
+#include "attn_expand.h"  // after attn_qk.h, whose load_k it needs
 #include "attn_rows.h"
 #include "attn_simd.h"
 #if defined(__AMX_INT8__)
@@ -153,7 +153,7 @@ extern const AttnOps attn_table = {
     {pv_f32, pv_tile<cache_f16>, pv_tile<cache_q8_0>, pv_tile<cache_q4_0>},
     {nullptr, pv_whole<cache_f16>, pv_whole<cache_q8_0>, pv_whole<cache_q4_0>},
     {nullptr, nullptr, nullptr, MIXKV_PV_MATRIX_Q4},
-    {expand_keys<cache_f32>, expand_keys<cache_f16>, expand_keys<cache_q8_0>, expand_keys<cache_q4_0>},
+    {values_of_floats<float>, values_of_floats<uint16_t>, values_of_q8, values_of_q4},
     merge,
     sum_lanes,
     finalize_row,
