@@ -18,6 +18,7 @@ from mixkv.engine.cache_config import CachePlan, KVCacheConfig
 from mixkv.engine.scheduler import Scheduler
 from mixkv.engine.sequence import Sequence
 from mixkv.engine.session import restore_session, save_session
+from mixkv.engine.session_group import group_from_json
 from mixkv.engine.state.cache import KVCache
 from mixkv.kernels import default_backend
 from mixkv.kernels.errors import MixkvError, SessionError
@@ -174,3 +175,13 @@ def test_any_header_is_an_error_or_a_session(
         restored.feed(IDS[:2])
     except MixkvError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("chunk", "start", "n"), [(40, 50, 60), (40, 80, 70), (40, 40, 81), (0, 0, 10)])
+def test_tokens_of_a_chunk_lie_in_it(chunk: int, start: int, n: int) -> None:
+    """Also where the payload is as long as such a header says: tokens stood at other places than they were saved from."""
+    layer = {"type_k": "f16", "type_v": "f16"}
+    fields = {"kind": "chunked", "n_kv_heads": 2, "head_dim_k": 16, "head_dim_v": 16, "layers": [layer]}
+    assert group_from_json(fields | {"chunk": 40, "start": 40}, 80).sections(80)[0].shape == (40, 2, 16)
+    with pytest.raises(SessionError, match="chunk and its tokens contradict"):
+        group_from_json(fields | {"chunk": chunk, "start": start}, n)
