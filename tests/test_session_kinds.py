@@ -179,7 +179,7 @@ def test_any_header_is_an_error_or_a_session(
 
 @pytest.mark.parametrize(("chunk", "start", "n"), [(40, 50, 60), (40, 80, 70), (40, 40, 81), (0, 0, 10)])
 def test_tokens_of_a_chunk_lie_in_it(chunk: int, start: int, n: int) -> None:
-    """Also where the payload is as long as such a header says: tokens stood at other places than they were saved from."""
+    """Also where the payload is as long as the header says: tokens stood at other places than they were saved from."""
     layer = {"type_k": "f16", "type_v": "f16"}
     fields = {"kind": "chunked", "n_kv_heads": 2, "head_dim_k": 16, "head_dim_v": 16, "layers": [layer]}
     assert group_from_json(fields | {"chunk": 40, "start": 40}, 80).sections(80)[0].shape == (40, 2, 16)
