@@ -13,8 +13,9 @@ from typing import Protocol
 
 from mixkv.engine.jobs import TAKEN, BaseJob, Part
 from mixkv.engine.sampling import Sampler
-from mixkv.engine.sequence import Sequence
+from mixkv.engine.sequence import Sequence, common_prefix
 from mixkv.engine.state.stats import CacheStats
+from mixkv.engine.waypoints import Waypoints
 from mixkv.kernels.errors import InputError
 from mixkv.models.batch import F32
 
@@ -102,6 +103,7 @@ class Decode(BaseJob):
         self._on_token, self._wanted, self._drafter, self._processors = on_token, wanted, drafter, tuple(processors)
         self._draft: list[int] = []
         self._guessed = False  # whether the draft is the drafter's
+        self._waypoints: Waypoints | None = None
         self._cut = self._length = 0  # how the sequence was left: whoever else changed it has taken this one's place
 
     @property
@@ -117,7 +119,10 @@ class Decode(BaseJob):
 
     def begin(self) -> None:
         assert self.sequence is not None
+        common = common_prefix(self.sequence.tokens, self.prompt[:-1])
         self.reused = self.fed = self.slots.begin(self)
+        if self.prefix_reuse != "off" and self.sequence.cache.needs_checkpoints:
+            self._waypoints = Waypoints(self.sequence.cache, len(self.prompt), common)
         self._cut, self._length = self.sequence.cuts, self.sequence.cache.n
         self.sampler.extend(self.prompt)
         if self._drafter is not None:
@@ -128,6 +133,8 @@ class Decode(BaseJob):
             raise InputError(TAKEN)
         if not self.generates:
             stop = min([self.fed + most, len(self.prompt), *(cut for cut in self.cuts if cut > self.fed)])
+            if self._waypoints is not None:
+                stop = min(stop, self._waypoints.next_stop() or stop)
             return Part(self.prompt[self.fed : stop], int(stop == len(self.prompt)))
         self._draft = self._propose(most - 1)
         return Part([self.tokens[-1], *self._draft], 1 + len(self._draft), len(self._draft))
@@ -188,12 +195,15 @@ class Decode(BaseJob):
     def taken(self, n: int) -> None:
         assert self.sequence is not None
         self._length += n
+        replying = self.generates
         if self.fed < len(self.prompt):
             self.fed += n
             if self.fed in self.cuts:
+                if self._waypoints is not None:
+                    self._waypoints.leave()  # once, for all that fork here
                 self.slots.reached(self)
-            if self.fed == len(self.prompt):  # a next turn begins like this one
-                self.sequence.cache.checkpoint()
+        if self._waypoints is not None:
+            self._waypoints.passed(replying)
         if self.tokens and self.sequence.cache.n >= self.sequence.cache.n_ctx:
             self.finish("length")
         if self.done:

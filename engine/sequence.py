@@ -48,15 +48,14 @@ class Sequence:
     def keep_prefix(self, ids: Ids[int], exact: bool = False) -> int:
         """Cut the cache back to the longest common prefix with `ids`, less its last token; returns its length.
 
-        The last token is left out because somebody has to compute the logits after it. exact: start over rather
-        than keep a cache whose recent tokens would be dequantized ones.
+        The last token is left out because somebody has to compute the logits after it. exact: go back to
+        a checkpoint, or start over, rather than keep a cache whose recent tokens would be dequantized ones.
         """
         return self.truncate(self.kept_prefix(ids, exact))
 
     def kept_prefix(self, ids: Ids[int], exact: bool = False) -> int:
         """How many tokens `keep_prefix` will keep."""
-        n = self.cache.kept(common_prefix(self.tokens, ids[:-1]))
-        return 0 if exact and not self.cache.truncates_exactly(n) else n
+        return self.cache.kept(common_prefix(self.tokens, ids[:-1]), exact)
 
     def truncate(self, n: int) -> int:
         """Forget all but the first n tokens; returns how many are left, which are fewer where the cache cannot be cut

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from operator import index
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,13 @@ from mixkv.kernels.state import F32, AttentionState, alibi_slopes, empty_state, 
 from mixkv.kernels.store_checks import Checks, check_rotation, check_sizes, require
 from mixkv.kernels.store_layer import Layer
 from mixkv.kernels.store_pages import PagePool
+from mixkv.kernels.store_rings import Rings
 
 U8 = NDArray[np.uint8]
 I64 = NDArray[np.int64]
 
 
-class KVStore:
+class KVStore(Rings):
     """Storage of all layers' keys and values; see the kernel contract for the orders it takes.
 
     layers: one LayerFormat each. n_ctx: positions that may ever be stored. sink_tokens S. hot_tiles: ring slots. pool:
@@ -250,7 +251,7 @@ class KVStore:
             return at.put_hot(start, [x.view(side.dtype) for x, side in zip((k, v), at.sides, strict=True)], "set_cold")
         at.put_cold(start, (k, v))
 
-    def copy(self) -> KVStore:
+    def copy(self) -> Self:
         """A twin with the same contents: it shares all pages, and each has its own when it writes."""
         twin = object.__new__(KVStore)
         twin.__dict__.update(self.__dict__)

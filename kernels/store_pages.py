@@ -155,6 +155,11 @@ class Area:
         empty = [c for c in self.table if not there[c * self.per_page : (c + 1) * self.per_page].any()]
         self.pool.give([self.table.pop(c) for c in empty])
 
+    def forget_before(self, start: int) -> None:
+        """Nor are those before `start`."""
+        self.there[(self.there > 0) & (self.there <= start)] = 0
+        self.forget(int(self.there.max(initial=0)))
+
     def get(self, side: int, at: I64) -> NDArray[Any]:
         """Rows `at` of one side; those of one page are the page's own."""
         pieces = [self.table[c].sides[side][rows] for c, rows, _ in self._pieces(at)]

@@ -111,6 +111,26 @@ class Model:
         self.pages = {key: page for key, page in self.pages.items() if key in used}
 
 
+    def copy_ring(self, start: int, stop: int) -> Model:
+        """Rings alone, and in them these positions alone."""
+        twin = self.fork()
+        twin.sinks, twin.cold = {}, {}
+        kept = {
+            at: (t, {p: r for p, r in rows.items() if start <= p < stop and not self.shape.one_form(at[0])})
+            for at, (t, rows) in twin.ring.items()
+        }
+        twin.ring = {at: held for at, held in kept.items() if held[1]}
+        twin.trim(self.shape.n_ctx, 0)
+        return twin
+
+    def take_ring(self, other: Model) -> None:
+        mine = {layer for layer in range(len(LAYERS)) if not self.shape.one_form(layer)}
+        ring = {at: held for at, held in self.ring.items() if at[0] not in mine}
+        self.ring = ring | {at: (t, dict(rows)) for at, (t, rows) in other.ring.items() if at[0] in mine}
+        pages = {key: page for key, page in self.pages.items() if key[0] not in mine or key[1] != "ring"}
+        self.pages = pages | {key: p for key, p in other.pages.items() if key[0] in mine and key[1] == "ring"}
+
+
 class World:
     """Stores on one pool, and the model of each."""
 
@@ -177,6 +197,13 @@ class World:
             model.trim(start, int(b * n_ctx))
         elif act == "fork" and len(self.stores) < 5:
             self.stores.append((store.copy() if b < 0.5 else copy.deepcopy(store), model.fork()))
+        elif act == "copy ring" and len(self.stores) < 5:
+            stop = int(b * n_ctx)
+            self.stores.append((store.copy_ring(start, stop), model.copy_ring(start, stop)))
+        elif act == "take ring":
+            other, others_model = self.stores[int(a * len(self.stores))]
+            store.take_ring(other)
+            model.take_ring(others_model)
         elif act == "drop" and len(self.stores) > 1:
             del self.stores[which % len(self.stores)]
 
@@ -189,6 +216,8 @@ class World:
 
     def check(self) -> None:
         for store, model in self.stores:
+            sizes = sorted(self.shape.page_bytes(layer, area) for layer, area, _ in model.pages if area == "ring")
+            assert sorted(store.ring_pages().values()) == sizes
             for layer in range(len(LAYERS)):
                 for get, rows, first in (
                     (store.get_hot, model.hot(layer), 0), (store.get_cold, model.cold_rows(layer), S),
@@ -210,7 +239,8 @@ def runs(rows: dict[int, Row]) -> list[tuple[int, int]]:
 
 
 ACTS = st.tuples(
-    st.sampled_from(["write", "write", "write", "quantize", "quantize", "reserve", "trim", "fork", "fork", "drop"]),
+    st.sampled_from(["write", "write", "write", "quantize", "quantize", "reserve", "trim", "fork", "fork",
+                     "copy ring", "take ring", "drop"]),
     st.integers(0, 4), st.integers(0, 1), st.floats(0, 0.999), st.floats(0, 1),
 )  # fmt: skip
 

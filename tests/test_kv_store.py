@@ -124,6 +124,8 @@ MISUSE: dict[str, Callable[[Any], object]] = {
     "reserve: half a tile": lambda s: s.reserve(0, 0, 51, 59),
     "reserve: cold sinks": lambda s: s.reserve(0, 0, 0, 16),
     "trim: negative": lambda s: s.trim(-1, 0),
+    "copy_ring: negative": lambda s: s.copy_ring(-1, 5),
+    "take_ring: of another pool": lambda s: s.take_ring(make("native" if "native" in type(s).__module__ else "reference")),
     "step: k and q of other lengths": lambda s: s.step(0, rows(1), rows(2), rows(2, 16), 83, hot(51), 0, 0, scale=1.0),
     "step: tiles": lambda s: s.step(0, rows(1), rows(1), rows(1, 16), 83, hot(51), 51, 60, scale=1.0),
     "step: a gap before it": lambda s: s.step(0, rows(1), rows(1), rows(1, 16), 90, hot(51), 0, 0, scale=1.0),

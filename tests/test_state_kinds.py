@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from attention_oracle import nmse
@@ -12,7 +14,6 @@ from numpy.typing import NDArray
 from state_tools import CHUNK, IDS, MIXED, MODELS, N_CTX, cache_of, feed, run, sequence_of
 
 from mixkv.engine.cache_config import CachePlan, KVCacheConfig
-from mixkv.engine.state.mixed import MixedState
 from mixkv.engine.state.recurrent import RecurrentState
 from mixkv.engine.state.stats import cache_bytes
 from mixkv.kernels import default_backend
@@ -61,8 +62,10 @@ def test_a_token_reads_what_it_should_whatever_happened_before(
         if what == "truncate":
             cut = number % (pos + 1)
             kept = cache.kept(cut)
-            if mixed and not all(s.truncates_exactly(kept) for s in cache.states if isinstance(s, MixedState)):
+            if mixed and not cache.truncates_exactly(kept):
                 continue
+            if kept in lengths:
+                assert cache.truncates_exactly(kept), "a checkpoint has what was exact"
             assert cache.truncate(cut) == kept == cache.n <= cut
             assert kept in (cut, 0) or kept in lengths
             lengths = {length for length in lengths if length <= kept}
@@ -131,7 +134,11 @@ def test_bytes_by_hand(models: dict[str, FakeModel]) -> None:
     """290 tokens. FP16 rows of layer 0 take 2 heads * 32 numbers * 2 bytes = 128, of layers 1 and 4 together 256, of
     layer 5 4 * 64 * 2 = 512, of layer 6 32. A window of 20 and a step of 24 lie in 4 tiles: after 290 tokens these are
     tiles 15 to 18, of which 50 positions are there; a window of 33 takes 5 tiles: 66. The recurrent layer has 3 * 6 and
-    6 numbers of 4 bytes, twice."""
+    6 numbers of 4 bytes, twice.
+
+    A checkpoint shares the rings' pages until they are written to, of 64 positions each: it then has those of its window,
+    positions 271 to 289 in slot 3 of a ring of 4 tiles and 0 to 2, which are one page; 258 to 289, slots 1 to 3 of a ring
+    of 5, page 0."""
     model = models["all"]
     cache = cache_of(model)
     feed(model, cache, IDS[:290])
@@ -142,8 +149,11 @@ def test_bytes_by_hand(models: dict[str, FakeModel]) -> None:
     assert stats.nbytes == stats.hot_bytes + stats.window_bytes + stats.state_bytes <= stats.peak_bytes
     assert stats.fp16_bytes == stats.hot_bytes + stats.window_bytes and stats.bits_per_element == 16
     cache.checkpoint()
-    kept = stats.window_bytes + stats.state_bytes // 2
-    assert cache.stats().checkpoint_bytes == kept and cache.nbytes == stats.nbytes + kept == cache.peak_nbytes
+    kept = stats.state_bytes // 2
+    assert cache.stats().checkpoint_bytes == kept and cache.nbytes == stats.nbytes + kept <= cache.peak_nbytes
+    feed(model, cache, IDS[290:])
+    after = cache.stats()
+    assert after.checkpoint_bytes == kept + 64 * (256 + 512) == after.nbytes - after.hot_bytes - after.window_bytes - 192
     plan = CachePlan.of(KVCacheConfig(), model.config.layers)
     assert cache_bytes(model.config, plan, N_CTX, CHUNK) == {
         "mixed": 300 * 160, "sliding": 64 * 256 + 80 * 512, "recurrent": stats.state_bytes,
@@ -200,18 +210,21 @@ def test_a_state_goes_back_to_its_checkpoints_alone(models: dict[str, FakeModel]
     assert cache.kept(24) == 0
 
 
-def test_checkpoints_keep_to_their_budget_and_the_oldest_go_first(models: dict[str, FakeModel]) -> None:
-    """Those of "one state" take 4 * 24 = 96 bytes: three fit into 300."""
+def test_checkpoints_keep_to_their_budget_and_stay_spread(models: dict[str, FakeModel]) -> None:
+    """Those of "one state" take 4 * 24 = 96 bytes: six fit into 600. Dropping always the oldest left a long sequence with
+    none but at its end, and whoever changed an early message computed everything again."""
     model = models["one state"]
-    cache = cache_of(model, checkpoint_bytes=300)
-    for n in range(10, 60, 10):
+    cache = cache_of(model, checkpoint_bytes=600)
+    for n in range(10, 210, 10):
         feed(model, cache, IDS[n - 10 : n])
         cache.checkpoint()
         cache.checkpoint()
-    assert [cache.kept(n) for n in (10, 20, 30, 40, 49, 50)] == [0, 0, 30, 40, 40, 50]
-    assert cache.stats().checkpoint_bytes == 288
+    lengths = sorted({cache.kept(n) for n in range(1, 201)} - {0})
+    assert len(lengths) == 6 and lengths[-3:] == [180, 190, 200] and lengths[0] <= 90, lengths
+    assert max(b - a for a, b in pairwise([0, *lengths])) <= 90
+    assert cache.stats().checkpoint_bytes == 576
     twin = cache.fork()
-    assert twin.truncate(35) == 30 and cache.kept(49) == 40, "a fork has them too, and drops its own"
+    assert twin.truncate(185) == 180 and cache.kept(199) == 190, "a fork has them too, and drops its own"
     none = cache_of(model, checkpoint_bytes=95)
     feed(model, none, IDS[:10])
     none.checkpoint()

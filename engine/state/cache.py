@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 
 from mixkv.engine.cache_config import CachePlan
+from mixkv.engine.state.checkpoints import Checkpoints
 from mixkv.engine.state.chunked import ChunkedState
-from mixkv.engine.state.group import LayerGroup, Snapshot, State, group_layers
+from mixkv.engine.state.group import LayerGroup, State, group_layers
 from mixkv.engine.state.mixed import MixedState
 from mixkv.engine.state.recurrent import RecurrentLayer, RecurrentState
 from mixkv.engine.state.sliding import SlidingState
 from mixkv.engine.state.stats import CacheStats
 from mixkv.kernels import Backend
 from mixkv.kernels.contract import PagePool
-from mixkv.kernels.errors import ContextFullError, InputError
+from mixkv.kernels.errors import ContextFullError, InputError, OutOfMemoryError
 from mixkv.models.batch import F32
 from mixkv.models.config import ModelConfig
 from mixkv.models.layers import Attention
@@ -21,7 +24,7 @@ from mixkv.models.layers import Attention
 KeyState = MixedState | SlidingState | ChunkedState
 """Of layers that attend."""
 CHECKPOINT_BYTES = 256 << 20
-"""What the checkpoints of one sequence may take together."""
+"""What the checkpoints of one sequence may take together, beside the pages that the sequence has in use."""
 
 
 class KVCache:
@@ -29,7 +32,7 @@ class KVCache:
 
     backend: that of the model whose keys it keeps. chunk: tokens to attend to at once (see CachePolicy); more may be
     begun at a time, if no layer sees a window. pool: where its memory is from, with forks and other sequences; None:
-    one of its own. `states`: of each group of layers; to be read after a `mend`.
+    one of its own. `states`: of each group of layers; to be read after a `mend`. `checkpoints`: see `checkpoint`.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class KVCache:
         pool: PagePool | None = None, checkpoint_bytes: int = CHECKPOINT_BYTES,
     ) -> None:  # fmt: skip
         plan = plan.within(n_ctx)
-        self.plan, self.n_ctx, self._model, self._budget = plan, n_ctx, model, checkpoint_bytes
+        self.plan, self.n_ctx, self._model = plan, n_ctx, model
 
         self.backend, self.pool = backend, backend.page_pool() if pool is None else pool
 
@@ -50,7 +53,8 @@ class KVCache:
         self.states = [state_of(group) for group in group_layers(model.layers)]
         self._places = self._find_places()
         self._n = self._begun = self._peak = 0
-        self._checkpoints: dict[int, tuple[Snapshot | None, ...]] = {}  # length -> snapshots; the oldest made first
+        self.checkpoints = Checkpoints(checkpoint_bytes)
+        self._checkpoint_bytes = 0  # since pages changed last
 
     def _find_places(self) -> list[tuple[State, int, Attention] | None]:
         """Of each layer: the state that holds its keys, its number there, and how it attends."""
@@ -95,11 +99,10 @@ class KVCache:
     def begin(self, n: int) -> int:
         """Prepare for n more tokens and return the first one's position; each layer then calls `attend` once, and
         `commit` ends it, or `abandon`. Nothing has changed after a ContextFullError, if the tokens do not fit, or an
-        OutOfMemoryError, if the pool has no memory for them."""
+        OutOfMemoryError, if the pool has no memory for them; checkpoints are given up before that."""
         self.mend()
         self.check_room(n)
-        for state in self.states:
-            state.reserve(n)
+        self._with_room(lambda: [state.reserve(n) for state in self.states])
         self._begun = n
         for state in self.states:
             state.begin(n)
@@ -130,7 +133,9 @@ class KVCache:
         most = 0
         for state in self.states:
             most += state.commit(None if keep is None else keep)
-        self._peak = max(self._peak, most + self._checkpoint_bytes())
+        if any(isinstance(state, ChunkedState) for state in self.states):  # a chunk left behind is its checkpoint's
+            self._checkpoint_bytes = self.checkpoints.fit(self.states) if hasattr(self, "checkpoints") else 0
+        self._peak = max(self._peak, most + self._checkpoint_bytes)
 
     def abandon(self) -> None:
         """Give the tokens begun up. Those before stay as they were: but where so many were begun that they overwrote
@@ -144,77 +149,99 @@ class KVCache:
     def mend(self) -> None:
         """Make the tokens stored before an unfinished step whole again, and finish a `commit` or `truncate` that was
         interrupted. May itself be interrupted, and called again. The methods here call it."""
-        for state in self.states:
+        restored = False
+        for i, state in enumerate(self.states):
             if state.n != self._n:
-                self._settle(state)
+                self._settle(i)
             if state.mend():
-                self._peak = max(self._peak, self.nbytes)
+                restored, before = True, self.checkpoints.of(self._n, i)
+                if before is not None and before.exact:
+                    state.restore(before)
         self._begun = 0
+        self.checkpoints.cut(self._n)
+        if restored:
+            self._fit_checkpoints()
+            self._peak = max(self._peak, self.nbytes)
 
-    def _settle(self, state: State) -> None:
+    def _settle(self, i: int) -> None:
         """Bring a state to this cache's length."""
-        n = self._n
+        n, state = self._n, self.states[i]
         if state.n < n:
             state.commit(n - state.n)
             return
         state.mend()
-        snapshot = None if state.reaches(n) else self._checkpoints[n][self.states.index(state)]
+        snapshot = None if state.truncates_exactly(n) else self.checkpoints.of(n, i)
         if snapshot is None:
             state.truncate(n)
         else:
             state.restore(snapshot)
 
-    def kept(self, n: int) -> int:
-        """How many tokens `truncate(n)` will keep."""
-        if all(state.reaches(n) for state in self.states):
+    @property
+    def needs_checkpoints(self) -> bool:
+        """Whether there may be lengths that `truncate` reaches by way of a checkpoint alone."""
+        return any(not isinstance(state, MixedState) for state in self.states)
+
+    def kept(self, n: int, exact: bool = False) -> int:
+        """How many tokens `truncate(n)` will keep; or with exact, the most up to n that it keeps exactly."""
+
+        def allowed(at: int) -> bool:
+            return not exact or self.checkpoints.exact_at(at, self.states)
+
+        if all(state.reaches(n) for state in self.states) and allowed(n):
             return n
-        return max((at for at in self._checkpoints if at <= n), default=0)
+        return max((at for at in self.checkpoints if at <= n and allowed(at)), default=0)
 
     def truncates_exactly(self, n: int) -> bool:
         """Whether after `truncate(n)` every recent token is exact: none restored by it, and none before it."""
-        return self.kept(n) == n and all(
-            state.truncates_exactly(n) for state in self.states if isinstance(state, MixedState)
-        )
+        return self.kept(n) == n and self.checkpoints.exact_at(n, self.states)
 
     def truncate(self, n: int) -> int:
         """Forget all but the first n tokens; returns how many are left.
 
         These are n where all layers keep keys that are still there (CachePolicy.truncate says when that is exact);
-        fewer where a layer cannot go back so far: then as many as the last checkpoint before n has, or none. Where
-        tokens must be restored and there is no memory for them, an OutOfMemoryError, and nothing has changed.
+        fewer where a layer cannot go back so far: then as many as the last checkpoint before n has, or none. At a
+        checkpoint everything is as it was, bit for bit. Where tokens must be restored and there is no memory for them,
+        an OutOfMemoryError, and no token has changed.
         """
         if not 0 <= n <= self.n:
             raise InputError(f"cannot truncate a cache of {self.n} tokens to {n}")
         self.mend()
         kept = self.kept(n)
-        for state in self.states:
-            if isinstance(state, MixedState):
-                state.reserve_truncation(kept)
+        for i, state in enumerate(self.states):
+            if isinstance(state, MixedState) and self.checkpoints.of(kept, i) is None:
+                self._with_room(partial(state.reserve_truncation, kept))
         self._n = kept
         self.mend()
-        self._checkpoints = {at: snapshots for at, snapshots in self._checkpoints.items() if at <= self._n}
+        self._fit_checkpoints()
         return self._n
 
     def checkpoint(self) -> None:
-        """Make `truncate` able to come back to this length; does nothing where it always is.
-
-        Checkpoints take at most `checkpoint_bytes` together: the oldest ones go first.
-        """
+        """Make `truncate` able to come back to this length; does nothing where it always is, and where there is no
+        memory for it. Checkpoints take at most `checkpoint_bytes` together; which ones go says checkpoints.py."""
         self.mend()
-        if self._n == 0 or self._n in self._checkpoints:
+        if self._n == 0 or self._n in self.checkpoints or not self.needs_checkpoints:
             return
-        snapshots = tuple(state.snapshot() for state in self.states)
-        size = _nbytes(snapshots)
-        if size == 0 or size > self._budget:
+        try:
+            self.checkpoints.add(self._n, tuple(state.snapshot() for state in self.states))
+        except MemoryError:
             return
-        kept = dict(self._checkpoints)
-        while size + sum(map(_nbytes, kept.values())) > self._budget:
-            del kept[next(iter(kept))]
-        self._checkpoints = kept | {self._n: snapshots}
+        self._fit_checkpoints()
         self._peak = max(self._peak, self.nbytes)
 
-    def _checkpoint_bytes(self) -> int:
-        return sum(map(_nbytes, self._checkpoints.values())) if self._checkpoints else 0
+    def _fit_checkpoints(self) -> None:
+        self._checkpoint_bytes = self.checkpoints.fit(self.states)
+
+    def _with_room(self, take: Callable[[], object]) -> None:
+        """take() pages from the pool, and let checkpoints go where it has too few."""
+        while True:
+            try:
+                take()
+                break
+            except OutOfMemoryError:
+                if not self.checkpoints.have_pages:
+                    raise
+                self.checkpoints.drop_one()
+        self._fit_checkpoints()
 
     def filled(self) -> None:
         """The states were set from outside, all to one length: that is this cache's."""
@@ -224,25 +251,23 @@ class KVCache:
     def clear(self) -> None:
         """Forget everything, the peak included."""
         self._n = self._begun = self._peak = 0
-        self._checkpoints = {}
+        self.checkpoints.cut(0)
+        self._checkpoint_bytes = 0
         for state in self.states:
             state.clear()
 
     def fork(self) -> KVCache:
-        """An independent copy of the sequence. Checkpoints never change, and are shared."""
+        """An independent copy of the sequence. What checkpoints keep is shared."""
         self.mend()
         twin = copy.copy(self)
         twin.states = [state.fork() for state in self.states]
-        twin._places, twin._checkpoints = twin._find_places(), dict(self._checkpoints)
+        twin._places, twin.checkpoints = twin._find_places(), self.checkpoints.fork()
         return twin
 
     def stats(self) -> CacheStats:
         """Tokens and bytes now."""
         kinds = [state.stats() for state in self.states]
+        checkpoint_bytes = self.checkpoints.nbytes(self.states)
         return CacheStats.of(
-            kinds, n_tokens=self._n, n_ctx=self.n_ctx, peak_bytes=self._peak, checkpoint_bytes=self._checkpoint_bytes()
+            kinds, n_tokens=self._n, n_ctx=self.n_ctx, peak_bytes=self._peak, checkpoint_bytes=checkpoint_bytes
         )
-
-
-def _nbytes(snapshots: tuple[Snapshot | None, ...]) -> int:
-    return sum(snapshot.nbytes for snapshot in snapshots if snapshot is not None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,11 +40,13 @@ class ChunkMarks:
 
 @dataclass(frozen=True)
 class ChunkSnapshot:
-    """A chunk as it was; nobody writes to `store`."""
+    """A chunk as it was; nobody writes to `store`, whose pages the chunk's own store shared then."""
 
     store: KVStore
     marks: ChunkMarks
-    nbytes: int
+    pages: dict[int, int]
+    nbytes: ClassVar[int] = 0
+    exact: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,15 @@ class ChunkedState:
         self._held[0].trim(n - start, n - start)
 
     def snapshot(self) -> ChunkSnapshot:
-        return ChunkSnapshot(self._held[0].copy(), self.marks, self.stats().nbytes)
+        store = self._held[0].copy()
+        return ChunkSnapshot(store, self.marks, store.ring_pages())
 
     def restore(self, snapshot: object) -> None:
         assert isinstance(snapshot, ChunkSnapshot)
         self._held, self._pieces = (snapshot.store.copy(), snapshot.marks), []
+
+    def pages(self) -> dict[int, int]:
+        return self._held[0].ring_pages()
 
     def clear(self) -> None:
         self._held[0].trim(0, 0)

@@ -7,7 +7,7 @@ each group and keeps them in step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -108,7 +108,16 @@ class Snapshot(Protocol):
     """A state as it was at some length; never changed."""
 
     @property
-    def nbytes(self) -> int: ...
+    def nbytes(self) -> int:
+        """Bytes of its own."""
+
+    @property
+    def pages(self) -> Mapping[int, int]:
+        """What it shares with stores, as KVStore.ring_pages gives it."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether no recent token in it was restored from its cold form."""
 
 
 Order = tuple[int, NDArray[np.int64], int, int]
@@ -161,10 +170,14 @@ class State(Protocol):
         """Forget all but the first n tokens; `reaches(n)` is true."""
 
     def snapshot(self) -> Snapshot | None:
-        """What `restore` needs to come back to this length; None where `truncate` reaches every length anyway."""
+        """What `restore` needs to come back to this length; None where `truncate` reaches every length exactly."""
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Be as the snapshot was, in this sequence or in one that it was forked from."""
+        """Be as the snapshot was, in this sequence or in one that was forked from it, which was never shorter since.
+        Needs no memory of the pool's, and may be called again after an interrupt."""
+
+    def pages(self) -> Mapping[int, int]:
+        """Those in use that snapshots may share (KVStore.ring_pages)."""
 
     def clear(self) -> None:
         """Forget everything."""

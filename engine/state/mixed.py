@@ -8,15 +8,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 
 from mixkv.engine.cache_config import CachePlan
 from mixkv.engine.state.group import KindStats, LayerGroup, Order
-from mixkv.engine.state.mixed_policy import PIECE, CachePolicy, Step
+from mixkv.engine.state.mixed_policy import PIECE, CachePolicy, Marks, Step
 from mixkv.kernels import Backend, LayerFormat, cache_type
-from mixkv.kernels.contract import PagePool
+from mixkv.kernels.contract import KVStore, PagePool
 from mixkv.models.batch import F32
 from mixkv.models.layers import Attention
 
@@ -36,6 +36,18 @@ def full_bytes(group: LayerGroup, plan: CachePlan, n_ctx: int, chunk: int) -> in
     cold = 0 if plan.hot_window is None else max(0, policy.cold_end(n_ctx) - plan.sink_tokens)
     rows = RowBytes.of(group.shape, (plan.format(i) for i in group.layers))
     return rows.total(min(n_ctx, plan.sink_tokens), min(n_ctx, policy.hot_tiles * 16), cold)
+
+
+@dataclass(frozen=True)
+class HotSnapshot:
+    """The recent tokens as they were, exactly; the others do not change. Nobody writes to `store`, whose pages the ring
+    shared then."""
+
+    store: KVStore
+    marks: Marks
+    pages: dict[int, int]
+    exact: bool
+    nbytes: ClassVar[int] = 0
 
 
 class MixedState:
@@ -155,11 +167,21 @@ class MixedState:
         self.policy.marks = ahead.marks
         self.store.trim(n, ahead.marks.quant_end)
 
-    def snapshot(self) -> None:
-        return None
+    def snapshot(self) -> HotSnapshot | None:
+        if self.policy.window is None:
+            return None
+        ring = self.store.copy_ring(self.policy.marks.hot_start, self.n)
+        return HotSnapshot(ring, self.policy.marks, ring.ring_pages(), self.policy.truncates_exactly(self.n))
 
     def restore(self, snapshot: object) -> None:
-        raise AssertionError("every length is reached by truncating")
+        assert isinstance(snapshot, HotSnapshot)
+        marks = snapshot.marks
+        self.store.take_ring(snapshot.store)
+        self._steps, self._written, self.policy.marks = [], {}, marks
+        self.store.trim(marks.n, marks.quant_end)
+
+    def pages(self) -> dict[int, int]:
+        return self.store.ring_pages()
 
     def clear(self) -> None:
         self.policy.clear()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class ArraysSnapshot:
 
     arrays: tuple[Arrays, ...]
     n: int
+    pages: ClassVar[dict[int, int]] = {}
+    exact: ClassVar[bool] = True
 
     @property
     def nbytes(self) -> int:
@@ -115,6 +117,9 @@ class RecurrentState:
         assert isinstance(snapshot, ArraysSnapshot)
         self._now = [tuple(a.copy() for a in layer) for layer in snapshot.arrays]
         self._n, self._begun, self._written = snapshot.n, 0, set()
+
+    def pages(self) -> dict[int, int]:
+        return {}
 
     def clear(self) -> None:
         self._now, self._n, self._begun, self._written = self._zeros(), 0, 0, set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,11 +27,13 @@ def full_bytes(group: LayerGroup, plan: CachePlan, n_ctx: int, chunk: int) -> in
 
 @dataclass(frozen=True)
 class RingSnapshot:
-    """A ring as it was; nobody writes to `store`."""
+    """What the window needs of a ring as it was; nobody writes to `store`, whose pages the ring shared then."""
 
     store: KVStore
     marks: RingMarks
-    nbytes: int
+    pages: dict[int, int]
+    nbytes: ClassVar[int] = 0
+    exact: ClassVar[bool] = True
 
 
 class SlidingState:
@@ -108,12 +110,17 @@ class SlidingState:
         self.policy.truncate(n)
 
     def snapshot(self) -> RingSnapshot:
-        return RingSnapshot(self.store.copy(), self.policy.marks, self.stats().nbytes)
+        marks = self.policy.needed()
+        ring = self.store.copy_ring(marks.oldest, marks.n)
+        return RingSnapshot(ring, marks, ring.ring_pages())
 
     def restore(self, snapshot: object) -> None:
         assert isinstance(snapshot, RingSnapshot)
-        self.store, self._begun = snapshot.store.copy(), 0
-        self.policy.marks = snapshot.marks
+        self.store.take_ring(snapshot.store)
+        self._begun, self.policy.marks = 0, snapshot.marks
+
+    def pages(self) -> dict[int, int]:
+        return self.store.ring_pages()
 
     def clear(self) -> None:
         self.policy.clear()

@@ -60,6 +60,11 @@ class SlidingPolicy:
         kept = begun if keep is None else keep
         self.marks = RingMarks(self.n + kept, self.oldest_after(self.n + begun))
 
+    def needed(self) -> RingMarks:
+        """Of what is stored what is still read, in whole tiles."""
+        oldest = TILE * (self.first_read(self.n) // TILE)
+        return RingMarks(self.n, max(self.marks.oldest, oldest))
+
     def reaches(self, n: int) -> bool:
         """Whether the ring holds all that the query behind n tokens reads, and those behind it."""
         return n == 0 or (0 < n <= self.n and self.marks.oldest <= self.first_read(n))

@@ -242,6 +242,26 @@ std::unique_ptr<KVStore> copy(const KVStore& s) {
     return twin;
 }
 
+std::unique_ptr<KVStore> copy_ring(const KVStore& s, Whole start, Whole stop) {
+    require(start >= 0 && stop >= 0, "copy_ring", "positions are not negative");
+    std::unique_ptr<KVStore> twin;
+    on_turn(s.backend(), [&] { twin = s.copy_ring(start, stop); });
+    return twin;
+}
+
+void take_ring(KVStore& s, const KVStore& other) {
+    require(s.same_kind(other), "take_ring", "the other store is of another kind or pool");
+    on_turn(s.backend(), [&] { s.take_ring(other); });
+}
+
+nb::dict ring_pages(const KVStore& s) {
+    std::vector<std::pair<const Page*, size_t>> pages;
+    on_turn(s.backend(), [&] { pages = s.ring_pages(); });
+    nb::dict found;
+    for (const auto& [page, bytes] : pages) found[nb::int_(reinterpret_cast<uintptr_t>(page))] = bytes;
+    return found;
+}
+
 nb::tuple segment(PyBackend& on, In3 q, InBytes k, const std::string& type_k, InBytes v, const std::string& type_v,
                   int head_dim_v, std::optional<In2> mask, In2 m, In2 s, In3 acc, float scale, std::optional<In1> slopes,
                   float softcap) {
@@ -300,6 +320,9 @@ void bind_kv(nb::module_& m, nb::class_<PyBackend>& backend) {
         .def("reserve", &reserve, "hot_start"_a, "hot_stop"_a, "cold_start"_a, "cold_stop"_a)
         .def("trim", &trim, "hot_stop"_a, "cold_stop"_a)
         .def("copy", &copy)
+        .def("copy_ring", &copy_ring, "start"_a, "stop"_a)
+        .def("take_ring", &take_ring, "other"_a)
+        .def("ring_pages", &ring_pages)
         .def("__deepcopy__", [](const KVStore& s, nb::handle) { return copy(s); }, "memo"_a);
     backend
         .def("KVStore", &make_store, "layers"_a, nb::kw_only(), "n_kv_heads"_a, "head_dim_k"_a, "head_dim_v"_a, "n_ctx"_a,

@@ -135,6 +135,48 @@ void KVStore::trim(int64_t hot_stop, int64_t cold_stop) {
     }
 }
 
+std::unique_ptr<KVStore> KVStore::copy_ring(int64_t start, int64_t stop) const {
+    auto twin = std::make_unique<KVStore>(*this);
+    std::lock_guard lock(pool_->mutex);
+    for (Layer& l : twin->layers_) {
+        l.sinks.forget(0), l.cold.forget(0);
+        l.ring.forget(l.one_form ? 0 : std::max<int64_t>(0, stop - sinks_));
+        l.ring.forget_before(start - sinks_);
+        for (TileArea* area : {&l.sinks, &l.ring, &l.cold}) area->give_unused(*pool_);
+    }
+    return twin;
+}
+
+void KVStore::take_ring(const KVStore& other) {
+    KVStore twin(other);  // whose end gives the old pages back
+    for (size_t i = 0; i < layers_.size(); ++i)
+        if (!layers_[i].one_form) std::swap(layers_[i].ring, twin.layers_[i].ring);
+}
+
+bool KVStore::same_kind(const KVStore& other) const {
+    if (pool_ != other.pool_ || layers_.size() != other.layers_.size() || n_kv_heads_ != other.n_kv_heads_ ||
+        head_dim_k_ != other.head_dim_k_ || head_dim_v_ != other.head_dim_v_ || sinks_ != other.sinks_ ||
+        hot_tiles_ != other.hot_tiles_ || n_ctx_ != other.n_ctx_ || v_in_k_ != other.v_in_k_)
+        return false;
+    for (size_t i = 0; i < layers_.size(); ++i)
+        if (layers_[i].one_form != other.layers_[i].one_form ||
+            layers_[i].format.hot_k != other.layers_[i].format.hot_k ||
+            layers_[i].format.hot_v != other.layers_[i].format.hot_v)
+            return false;
+    return true;
+}
+
+std::vector<std::pair<const Page*, size_t>> KVStore::ring_pages() const {
+    std::vector<std::pair<const Page*, size_t>> found;
+    std::vector<const Page*> pages;
+    for (const Layer& l : layers_) {
+        pages.clear();
+        l.ring.list_pages(pages);
+        for (const Page* page : pages) found.emplace_back(page, l.ring.page_bytes());
+    }
+    return found;
+}
+
 uint8_t* KVStore::hot_tile(const Layer& layer, Side side, int64_t position, int head, int& lane) const {
     if (position < sinks_) {
         lane = int(position % tile_tokens);

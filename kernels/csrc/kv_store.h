@@ -14,6 +14,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "backend.h"
@@ -86,6 +87,14 @@ public:
     void reserve(const Spans& spans);
     // All layers: forget positions from these ends on in either form, and give back the pages that are left empty.
     void trim(int64_t hot_stop, int64_t cold_stop);
+
+    // The rings as they are, with positions [start, stop) alone, in a store of its own that shares their pages; nothing of
+    // layers of one form, whose ring overwrites nothing.
+    std::unique_ptr<KVStore> copy_ring(int64_t start, int64_t stop) const;
+    // The rings become those of a store that was made by copy_ring; nothing is copied, and no page is needed.
+    void take_ring(const KVStore& other);
+    bool same_kind(const KVStore& other) const;  // of the same sizes, formats and pool
+    std::vector<std::pair<const Page*, size_t>> ring_pages() const;  // and their bytes
 
     // One layer of several sequences on one backend; whatever is together in a call, the bits are the same. A step is
     // reserve, write, quantize, attend. No store may be there twice.

@@ -70,6 +70,18 @@ void TileArea::forget(int64_t stop) {
     while (used_ > 0 && slot(used_ - 1).tile_plus_1 == 0) --used_;
 }
 
+void TileArea::forget_before(int64_t start) {
+    for (int64_t i = 0; i < used_; ++i) {
+        Slot& s = slot(i);
+        const int64_t lost = start - (s.tile_plus_1 - 1) * tile_tokens;
+        if (s.tile_plus_1 == 0 || lost <= 0) continue;
+        s.positions &= lost < tile_tokens ? ~((1u << lost) - 1) : 0;
+        if (s.positions == 0) s.tile_plus_1 = 0;
+        whole_ = std::min(whole_, i);
+    }
+    while (used_ > 0 && slot(used_ - 1).tile_plus_1 == 0) --used_;
+}
+
 void TileArea::want_chunks(int64_t first, int64_t last, std::vector<ChunkOrder>& orders) {
     for (int64_t chunk = first; chunk <= last; ++chunk)
         if (const Page* page = entries()[chunk].page; !page || page->refs > 1) orders.push_back({this, chunk});
@@ -109,6 +121,11 @@ void TileArea::give_all(PagePool& pool) {
     for (int64_t chunk = 0; chunk < chunks_; ++chunk)
         if (Page* page = entries()[chunk].page) pool.give(page);
     chunks_ = 0;
+}
+
+void TileArea::list_pages(std::vector<const Page*>& pages) const {
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk)
+        if (const Page* page = entries()[chunk].page) pages.push_back(page);
 }
 
 TileArea TileArea::copy() const {

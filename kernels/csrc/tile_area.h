@@ -41,6 +41,7 @@ public:
     void add(int64_t start, int64_t stop);          // positions [start, stop) hold data from now on
     bool holds(int64_t start, int64_t stop) const;  // whether all of them do
     void forget(int64_t stop);                      // positions from `stop` on hold none any more
+    void forget_before(int64_t start);              // nor do those before `start`
 
     // The rest with the pool's mutex held, but for `put`.
 
@@ -51,6 +52,7 @@ public:
     void give_unused(PagePool& pool);  // pages in which no position holds data
     void give_all(PagePool& pool);
     TileArea copy() const;  // shares all pages
+    void list_pages(std::vector<const Page*>& pages) const;
 
 private:
     struct Entry {
