@@ -149,19 +149,18 @@ class KVCache:
     def mend(self) -> None:
         """Make the tokens stored before an unfinished step whole again, and finish a `commit` or `truncate` that was
         interrupted. May itself be interrupted, and called again. The methods here call it."""
-        restored = False
+        changed = self._begun > 0
         for i, state in enumerate(self.states):
             if state.n != self._n:
                 self._settle(i)
             if state.mend():
-                restored, before = True, self.checkpoints.of(self._n, i)
+                changed, before = True, self.checkpoints.of(self._n, i)
                 if before is not None and before.exact:
                     state.restore(before)
         self._begun = 0
         self.checkpoints.cut(self._n)
-        if restored:
+        if changed:
             self._fit_checkpoints()
-            self._peak = max(self._peak, self.nbytes)
 
     def _settle(self, i: int) -> None:
         """Bring a state to this cache's length."""
@@ -226,10 +225,10 @@ class KVCache:
         except MemoryError:
             return
         self._fit_checkpoints()
-        self._peak = max(self._peak, self.nbytes)
 
     def _fit_checkpoints(self) -> None:
         self._checkpoint_bytes = self.checkpoints.fit(self.states)
+        self._peak = max(self._peak, self.nbytes)
 
     def _with_room(self, take: Callable[[], object]) -> None:
         """take() pages from the pool, and let checkpoints go where it has too few."""
@@ -241,7 +240,7 @@ class KVCache:
                 if not self.checkpoints.have_pages:
                     raise
                 self.checkpoints.drop_one()
-        self._fit_checkpoints()
+        self._checkpoint_bytes = self.checkpoints.fit(self.states)
 
     def filled(self) -> None:
         """The states were set from outside, all to one length: that is this cache's."""
