@@ -9,6 +9,10 @@ namespace {
 
 constexpr int block_tokens = 16;
 
+// Floats from one token's convolved inputs to the next one's. Channels are mostly a multiple of pages: rows so far apart
+// share a few sets of the caches, and a scan that comes back to a head's keys for its next strip found none of them.
+int64_t pitch_of(int channels) { return channels + 16; }
+
 template <class F>
 void for_blocks(Backend& on, int n, F&& f) {
     on.parallel_for((n + block_tokens - 1) / block_tokens,
@@ -56,10 +60,11 @@ void Mamba2::run(Backend& on, const float* packed, int n, const float* const bef
     const int in = inner(), bc = n_groups * d_state, channels = taps.conv.channels;
     const int64_t ldp = width();
     const Convolution conv = taps.view();
-    float* mixed = on.by_token.get<float>(size_t(n) * size_t(channels + 2 * n_heads));
-    float *decay = mixed + size_t(n) * size_t(channels), *step = decay + size_t(n) * size_t(n_heads);
+    const int64_t pitch = pitch_of(channels);
+    float* mixed = on.by_token.get<float>(size_t(n) * size_t(pitch + 2 * n_heads));
+    float *decay = mixed + n * pitch, *step = decay + size_t(n) * size_t(n_heads);
     for_blocks(on, n, [&](int t0, int t1) {
-        on.recurrent.convolve(&conv, packed + in, ldp, before[0], t0, t1, 1, mixed, channels);
+        on.recurrent.convolve(&conv, packed + in, ldp, before[0], t0, t1, 1, mixed, pitch);
         for (int t = t0; t < t1; ++t)
             for (int h = 0; h < n_heads; ++h) {
                 const size_t at = size_t(t) * size_t(n_heads) + size_t(h);
@@ -72,14 +77,14 @@ void Mamba2::run(Backend& on, const float* packed, int n, const float* const bef
         const int group = h / (n_heads / n_groups);
         const size_t state = size_t(h) * size_t(d_state) * size_t(head_dim) + size_t(col);
         const float* b = mixed + in + group * d_state;
-        const Scan s{b, b + bc, mixed + h * head_dim + col, decay + h, step + h, channels, channels, in, n_heads,
+        const Scan s{b, b + bc, mixed + h * head_dim + col, decay + h, step + h, pitch, pitch, in, n_heads,
                      before[1] + state, after[1] + state, strip, y + h * head_dim + col, n, d_state, head_dim, cols,
                      d[size_t(h)]};
         on.recurrent.scan_mamba(&s);
     });
     const Activation silu{};
     for_blocks(on, n, [&](int t0, int t1) {
-        float* gated = mixed + size_t(t0) * size_t(channels);  // what stood there was read by the scan
+        float* gated = mixed + t0 * pitch;  // what stood there was read by the scan
         for (int t = t0; t < t1; ++t) {
             float* row = y + int64_t(t) * in;
             std::copy_n(packed + t * ldp, in, gated);
@@ -102,13 +107,14 @@ void DeltaNet::run(Backend& on, const float* qkv, const float* z, const float* a
                    const float* const before[2], float* const after[2], float* y) const {
     const int channels = taps.conv.channels, keys = n_k_heads * head_dim, out = n_heads * head_dim;
     const Convolution conv = taps.view();
-    float* mixed = on.by_token.get<float>(size_t(n) * size_t(channels + 2 * n_heads));
-    float *decay = mixed + size_t(n) * size_t(channels), *step = decay + size_t(n) * size_t(n_heads);
+    const int64_t pitch = pitch_of(channels);
+    float* mixed = on.by_token.get<float>(size_t(n) * size_t(pitch + 2 * n_heads));
+    float *decay = mixed + n * pitch, *step = decay + size_t(n) * size_t(n_heads);
     const float query_scale = float(1 / std::sqrt(double(head_dim)));
     for_blocks(on, n, [&](int t0, int t1) {
-        on.recurrent.convolve(&conv, qkv, channels, before[0], t0, t1, 1, mixed, channels);
+        on.recurrent.convolve(&conv, qkv, channels, before[0], t0, t1, 1, mixed, pitch);
         for (int t = t0; t < t1; ++t) {
-            float* row = mixed + int64_t(t) * channels;
+            float* row = mixed + t * pitch;
             for (int h = 0; h < n_k_heads; ++h) {
                 on.recurrent.unit(row + h * head_dim, head_dim, eps, query_scale);
                 on.recurrent.unit(row + keys + h * head_dim, head_dim, eps, 1.0f);
@@ -125,13 +131,13 @@ void DeltaNet::run(Backend& on, const float* qkv, const float* z, const float* a
         const int key = tiled ? h % n_k_heads : h / (n_heads / n_k_heads);
         const size_t state = size_t(h) * size_t(head_dim) * size_t(head_dim) + size_t(col);
         const Scan s{mixed + keys + key * head_dim, mixed + key * head_dim, mixed + 2 * keys + h * head_dim + col, decay + h,
-                     step + h, channels, channels, out, n_heads, before[1] + state, after[1] + state, strip,
+                     step + h, pitch, pitch, out, n_heads, before[1] + state, after[1] + state, strip,
                      y + h * head_dim + col, n, head_dim, head_dim, cols, 0.0f};
         on.recurrent.scan_delta(&s);
     });
     const Activation silu{};
     for_blocks(on, n, [&](int t0, int t1) {
-        float* gate = mixed + size_t(t0) * size_t(channels);  // what stood there was read by the scan
+        float* gate = mixed + t0 * pitch;  // what stood there was read by the scan
         for (int t = t0; t < t1; ++t) {
             float* row = y + int64_t(t) * out;
             on.linear.norm(row, &norm, n_heads, head_dim, row);

@@ -15,21 +15,19 @@ void convolve(const Convolution* conv, const float* x, int64_t ldx, const float*
               int64_t ldy) {
     const int channels = conv->channels, kept = conv->kernel - 1;
     const F16 zero = set16(0.0f), one = set16(1.0f);
-    for (int c = 0; c < channels; c += 16) {
-        const int cols = channels - c < 16 ? channels - c : 16;
-        const F16 bias = conv->bias ? load_cols(conv->bias + c, cols) : zero;
-        for (int t = t0; t < t1; ++t) {
+    for (int t = t0; t < t1; ++t)  // rows lie a multiple of pages apart: down a column each one would push another out
+        for (int c = 0; c < channels; c += 16) {
+            const int cols = channels - c < 16 ? channels - c : 16;
             F16 sum = zero;
             for (int j = 0; j <= kept; ++j) {
                 const int row = t - kept + j;
                 const float* from = row < 0 ? before + int64_t(row + kept) * channels + c : x + row * ldx + c;
                 sum = fma16(load_cols(from, cols), load_cols(conv->weight + int64_t(j) * channels + c, cols), sum);
             }
-            sum = add(sum, bias);
+            if (conv->bias) sum = add(sum, load_cols(conv->bias + c, cols));
             if (silu) sum = div16(sum, add(one, exp16(sub(zero, sum))));
             store_cols(y + t * ldy + c, sum, cols);
         }
-    }
 }
 
 void multiply(const float* a, const float* b, int n, float* y) {
@@ -61,18 +59,23 @@ void give_strip(const Scan& s) {
     for (int i = 0; i < s.n_in; ++i) store_cols(s.after + int64_t(i) * s.width, load16(s.strip + 16 * i), s.cols);
 }
 
-// f(i, which of the four sums)
+// f(i, which of the four sums), which is a constant wherever it stands: sums that are looked up do not stay in registers.
 template <class F>
 MIXKV_INLINE void each_row(int n, F&& f) {
     int i = 0;
-    for (; i + 4 <= n; i += 4)
-        MIXKV_UNROLL
-        for (int j = 0; j < 4; ++j) f(i + j, j);
-    for (int j = 0; i + j < n; ++j) f(i + j, j);
+    for (; i + 4 <= n; i += 4) {
+        f(i, 0);
+        f(i + 1, 1);
+        f(i + 2, 2);
+        f(i + 3, 3);
+    }
+    if (i < n) f(i, 0);
+    if (i + 1 < n) f(i + 1, 1);
+    if (i + 2 < n) f(i + 2, 2);
 }
 
 void scan_mamba(const Scan* scan) {
-    const Scan& s = *scan;
+    const Scan s = *scan;  // a copy that no store can change
     take_strip(s);
     for (int t = 0; t < s.n; ++t) {
         const float *k = s.k + t * s.ldk, *q = s.q + t * s.ldk;
@@ -89,24 +92,28 @@ void scan_mamba(const Scan* scan) {
     give_strip(s);
 }
 
+// A token changes a row and at once adds what the next token's key finds in it: each row is read and written once a token.
+// What a key finds is summed before the decay, which multiplies the sum.
 void scan_delta(const Scan* scan) {
-    const Scan& s = *scan;
+    const Scan s = *scan;  // a copy that no store can change
     take_strip(s);
+    Sums held;
+    each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
+        held.of[j] = fma16(load16(s.strip + 16 * i), set16(s.k[i]), held.of[j]);
+    });
     for (int t = 0; t < s.n; ++t) {
-        const float *k = s.k + t * s.ldk, *q = s.q + t * s.ldk;
+        const float *k = s.k + t * s.ldk, *q = s.q + t * s.ldk, *next = t + 1 < s.n ? k + s.ldk : k;
         const F16 decay = set16(s.decay[t * s.ld_head]), v = load_cols(s.v + t * s.ldv, s.cols);
-        Sums held, y;
+        const F16 delta = mul(set16(s.step[t * s.ld_head]), sub(v, mul(decay, held.total())));
+        for (int i = 0; i < s.n_in; i += 16) __builtin_prefetch(next + s.ldk + i), __builtin_prefetch(q + s.ldk + i);
+        Sums y, found;
         each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
-            const F16 row = mul(load16(s.strip + 16 * i), decay);
-            store16(s.strip + 16 * i, row);
-            held.of[j] = fma16(row, set16(k[i]), held.of[j]);
-        });
-        const F16 delta = mul(set16(s.step[t * s.ld_head]), sub(v, held.total()));
-        each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
-            const F16 row = fma16(set16(k[i]), delta, load16(s.strip + 16 * i));
+            const F16 row = fma16(set16(k[i]), delta, mul(load16(s.strip + 16 * i), decay));
             store16(s.strip + 16 * i, row);
             y.of[j] = fma16(row, set16(q[i]), y.of[j]);
+            found.of[j] = fma16(row, set16(next[i]), found.of[j]);
         });
+        held = found;
         store_cols(s.y + t * s.ldy, y.total(), s.cols);
     }
     give_strip(s);
