@@ -98,14 +98,15 @@ void scan_delta(const Scan* scan) {
     const Scan s = *scan;  // a copy that no store can change
     take_strip(s);
     Sums held;
-    each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
+    each_row(s.n > 0 ? s.n_in : 0, [&](int i, int j) __attribute__((always_inline)) {
         held.of[j] = fma16(load16(s.strip + 16 * i), set16(s.k[i]), held.of[j]);
     });
     for (int t = 0; t < s.n; ++t) {
         const float *k = s.k + t * s.ldk, *q = s.q + t * s.ldk, *next = t + 1 < s.n ? k + s.ldk : k;
         const F16 decay = set16(s.decay[t * s.ld_head]), v = load_cols(s.v + t * s.ldv, s.cols);
         const F16 delta = mul(set16(s.step[t * s.ld_head]), sub(v, mul(decay, held.total())));
-        for (int i = 0; i < s.n_in; i += 16) __builtin_prefetch(next + s.ldk + i), __builtin_prefetch(q + s.ldk + i);
+        if (t + 2 < s.n)
+            for (int i = 0; i < s.n_in; i += 16) __builtin_prefetch(next + s.ldk + i), __builtin_prefetch(q + s.ldk + i);
         Sums y, found;
         each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
             const F16 row = fma16(set16(k[i]), delta, mul(load16(s.strip + 16 * i), decay));
