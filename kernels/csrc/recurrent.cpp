@@ -35,7 +35,7 @@ float softplus(float x) {
     return float(std::max(v, 0.0) + std::log1p(std::exp(-std::abs(v))));
 }
 
-// A strip of 16 columns of a head is a task.
+// A strip of columns of a head is a task.
 template <class F>
 void for_strips(Backend& on, int n_heads, int head_dim, int n_in, F&& f) {
     const int strips = (head_dim + scan_strip - 1) / scan_strip;

@@ -1,7 +1,7 @@
 // The function table of the recurrent mixers, one instance per instruction set (the pattern is explained in ops.h).
 //
 // A scan's state is a matrix [n_in][width] of floats: rows are what keys (B) address, columns what values (x) have. A
-// column never meets another one, so a strip of 16 columns is a task of its own, and the sum over rows has one order
+// column never meets another one, so a strip of 32 columns is a task of its own, and the sum over rows has one order
 // whatever the work is cut into: four sums of every fourth row, added at the end.
 #pragma once
 
@@ -11,7 +11,7 @@
 
 namespace mixkv {
 
-constexpr int scan_strip = 16;  // columns that a task takes together
+constexpr int scan_strip = 32;  // columns that a task takes together
 
 struct Convolution {
     const float* weight;  // [kernel][channels], the last row for the newest input
@@ -26,9 +26,9 @@ struct Scan {
     int64_t ldk, ldv, ldy, ld_head;
     const float* before;  // state [n_in][width], this strip's first column
     float* after;
-    float* strip;  // n_in * 16 floats of scratch
+    float* strip;  // n_in * scan_strip floats of scratch
     float* y;
-    int n, n_in, width, cols;  // cols <= 16 columns of the strip are there
+    int n, n_in, width, cols;  // cols <= scan_strip columns of the strip are there
     float skip;                // mamba: y += skip * v
 };
 

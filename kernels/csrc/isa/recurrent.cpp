@@ -52,13 +52,6 @@ struct Sums {  // of rows 0, 4, 8 ...; 1, 5, 9 ...; and so on
     F16 total() const { return add(add(of[0], of[1]), add(of[2], of[3])); }
 };
 
-void take_strip(const Scan& s) {
-    for (int i = 0; i < s.n_in; ++i) store16(s.strip + 16 * i, load_cols(s.before + int64_t(i) * s.width, s.cols));
-}
-void give_strip(const Scan& s) {
-    for (int i = 0; i < s.n_in; ++i) store_cols(s.after + int64_t(i) * s.width, load16(s.strip + 16 * i), s.cols);
-}
-
 // f(i, which of the four sums), which is a constant wherever it stands: sums that are looked up do not stay in registers.
 template <class F>
 MIXKV_INLINE void each_row(int n, F&& f) {
@@ -74,51 +67,93 @@ MIXKV_INLINE void each_row(int n, F&& f) {
     if (i + 2 < n) f(i + 2, 2);
 }
 
-void scan_mamba(const Scan* scan) {
-    const Scan s = *scan;  // a copy that no store can change
-    take_strip(s);
+// A strip is W vectors wide: what a row's numbers are multiplied by is read once for all of them.
+template <int W>
+struct Strip {
+    const Scan s;  // a copy that no store can change
+    int cols(int w) const { return s.cols - 16 * w < 16 ? s.cols - 16 * w : 16; }
+    float* at(int i, int w) const { return s.strip + 16 * (W * i + w); }
+    void take() const {
+        for (int i = 0; i < s.n_in; ++i)
+            for (int w = 0; w < W; ++w) store16(at(i, w), load_cols(s.before + int64_t(i) * s.width + 16 * w, cols(w)));
+    }
+    void give() const {
+        for (int i = 0; i < s.n_in; ++i)
+            for (int w = 0; w < W; ++w) store_cols(s.after + int64_t(i) * s.width + 16 * w, load16(at(i, w)), cols(w));
+    }
+    F16 value(int t, int w) const { return load_cols(s.v + t * s.ldv + 16 * w, cols(w)); }
+    void result(int t, int w, F16 y) const { store_cols(s.y + t * s.ldy + 16 * w, y, cols(w)); }
+};
+
+template <int W>
+MIXKV_INLINE void mamba(const Scan* scan) {
+    const Strip<W> strip{*scan};
+    const Scan& s = strip.s;
+    strip.take();
     for (int t = 0; t < s.n; ++t) {
         const float *k = s.k + t * s.ldk, *q = s.q + t * s.ldk;
-        const F16 decay = set16(s.decay[t * s.ld_head]), v = load_cols(s.v + t * s.ldv, s.cols);
-        const F16 input = mul(set16(s.step[t * s.ld_head]), v);
-        Sums y;
+        const F16 decay = set16(s.decay[t * s.ld_head]), step = set16(s.step[t * s.ld_head]);
+        F16 v[W], input[W];
+        MIXKV_UNROLL
+        for (int w = 0; w < W; ++w) v[w] = strip.value(t, w), input[w] = mul(step, v[w]);
+        Sums y[W];
         each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
-            const F16 row = fma16(set16(k[i]), input, mul(load16(s.strip + 16 * i), decay));
-            store16(s.strip + 16 * i, row);
-            y.of[j] = fma16(row, set16(q[i]), y.of[j]);
+            const F16 key = set16(k[i]), query = set16(q[i]);
+            MIXKV_UNROLL
+            for (int w = 0; w < W; ++w) {
+                const F16 row = fma16(key, input[w], mul(load16(strip.at(i, w)), decay));
+                store16(strip.at(i, w), row);
+                y[w].of[j] = fma16(row, query, y[w].of[j]);
+            }
         });
-        store_cols(s.y + t * s.ldy, fma16(set16(s.skip), v, y.total()), s.cols);
+        MIXKV_UNROLL
+        for (int w = 0; w < W; ++w) strip.result(t, w, fma16(set16(s.skip), v[w], y[w].total()));
     }
-    give_strip(s);
+    strip.give();
 }
 
 // A token changes a row and at once adds what the next token's key finds in it: each row is read and written once a token.
 // What a key finds is summed before the decay, which multiplies the sum.
-void scan_delta(const Scan* scan) {
-    const Scan s = *scan;  // a copy that no store can change
-    take_strip(s);
-    Sums held;
+template <int W>
+MIXKV_INLINE void delta(const Scan* scan) {
+    const Strip<W> strip{*scan};
+    const Scan& s = strip.s;
+    strip.take();
+    Sums held[W];
     each_row(s.n > 0 ? s.n_in : 0, [&](int i, int j) __attribute__((always_inline)) {
-        held.of[j] = fma16(load16(s.strip + 16 * i), set16(s.k[i]), held.of[j]);
+        MIXKV_UNROLL
+        for (int w = 0; w < W; ++w) held[w].of[j] = fma16(load16(strip.at(i, w)), set16(s.k[i]), held[w].of[j]);
     });
     for (int t = 0; t < s.n; ++t) {
         const float *k = s.k + t * s.ldk, *q = s.q + t * s.ldk, *next = t + 1 < s.n ? k + s.ldk : k;
-        const F16 decay = set16(s.decay[t * s.ld_head]), v = load_cols(s.v + t * s.ldv, s.cols);
-        const F16 delta = mul(set16(s.step[t * s.ld_head]), sub(v, mul(decay, held.total())));
+        const F16 decay = set16(s.decay[t * s.ld_head]), step = set16(s.step[t * s.ld_head]);
+        F16 change[W];
+        MIXKV_UNROLL
+        for (int w = 0; w < W; ++w) change[w] = mul(step, sub(strip.value(t, w), mul(decay, held[w].total())));
         if (t + 2 < s.n)
             for (int i = 0; i < s.n_in; i += 16) __builtin_prefetch(next + s.ldk + i), __builtin_prefetch(q + s.ldk + i);
-        Sums y, found;
+        Sums y[W], found[W];
         each_row(s.n_in, [&](int i, int j) __attribute__((always_inline)) {
-            const F16 row = fma16(set16(k[i]), delta, mul(load16(s.strip + 16 * i), decay));
-            store16(s.strip + 16 * i, row);
-            y.of[j] = fma16(row, set16(q[i]), y.of[j]);
-            found.of[j] = fma16(row, set16(next[i]), found.of[j]);
+            const F16 key = set16(k[i]), query = set16(q[i]), next_key = set16(next[i]);
+            MIXKV_UNROLL
+            for (int w = 0; w < W; ++w) {
+                const F16 row = fma16(key, change[w], mul(load16(strip.at(i, w)), decay));
+                store16(strip.at(i, w), row);
+                y[w].of[j] = fma16(row, query, y[w].of[j]);
+                found[w].of[j] = fma16(row, next_key, found[w].of[j]);
+            }
         });
-        held = found;
-        store_cols(s.y + t * s.ldy, y.total(), s.cols);
+        MIXKV_UNROLL
+        for (int w = 0; w < W; ++w) {
+            held[w] = found[w];
+            strip.result(t, w, y[w].total());
+        }
     }
-    give_strip(s);
+    strip.give();
 }
+
+void scan_mamba(const Scan* s) { s->cols > 16 ? mamba<2>(s) : mamba<1>(s); }
+void scan_delta(const Scan* s) { s->cols > 16 ? delta<2>(s) : delta<1>(s); }
 
 }  // namespace
 
