@@ -1,9 +1,9 @@
 """Where a generation leaves checkpoints behind, so that the next turn of a chat computes the new turn alone.
 
-A next turn's prompt begins as this one's did. Where the cache stands then it goes on from there; but a template may write
-the answer's end in other tokens than were sampled, or leave its thinking out and with that how the prompt ended. And
-prompts that have only their instructions in common come after each other. So there are checkpoints shortly before the
-prompt's end, close to the answer's, where an earlier prompt departed from this one, and now and then in between.
+A next turn's prompt begins as this one's did. Where the cache stands then it goes on from there; but a template may
+write the answer's end in other tokens than were sampled, or leave its thinking out and with that how the prompt ended.
+And prompts that have only their instructions in common come after each other. So there are checkpoints shortly before
+the prompt's end, close to the answer's, where an earlier prompt departed from this one, and now and then in between.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from mixkv.engine.state.cache import KVCache
 
 BEFORE_END = 8
-"""Tokens at a prompt's end that a template may write otherwise in the next turn: "<think>" and the like. The same prompt
-once more goes on before them, too: somebody has to compute the logits after its last token."""
+"""Tokens at a prompt's end that a template may write otherwise in the next turn: "<think>" and the like. The same
+prompt once more goes on before them, too: somebody has to compute the logits after its last token."""
 EVERY = 2048
 """Prompt tokens from one checkpoint to the next."""
 REPLY_EVERY = 32

@@ -253,7 +253,7 @@ class KVStore(Rings):
 
     def copy(self) -> Self:
         """A twin with the same contents: it shares all pages, and each has its own when it writes."""
-        twin = object.__new__(KVStore)
+        twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin._layers = [at.copy() for at in self._layers]
         return twin

@@ -58,8 +58,8 @@ TEMPLATES = {
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_ten_turns(llm: mixkv.LLM, folder: Path, template: str) -> None:
-    """Every turn computed the whole conversation again, where the answer came back in other tokens than were sampled. What
-    other models would have reused is what these reuse, but for a few tokens; and the text is that of a fresh start."""
+    """Every turn computed the whole conversation again, where the answer came back in other tokens than were sampled.
+    What other models would reuse is what these reuse, but for a few tokens; and the text is that of a fresh start."""
     written, most = TEMPLATES[template]
     prompt = [1, *words(TURN, 0), *THINK]
     for turn in range(1, TURNS):

@@ -46,8 +46,8 @@ def same_rows(got: Any, wanted: Any) -> None:
 @pytest.mark.parametrize("n", [3, 24, 61, 130])
 @pytest.mark.parametrize("more", [1, 20, 90])
 def test_coming_back_is_exact(models: dict[str, FakeModel], name: str, n: int, more: int) -> None:
-    """Recent tokens of layers that keep everything came back as their cold form says: once a mixed cache had gone on for
-    longer than its window, every one of them was degraded."""
+    """Recent tokens of layers that keep everything came back as their cold form says: once a mixed cache had gone on
+    for longer than its window, every one of them was degraded."""
     model = models[name]
     cache = cache_of(model, **MIXED)
     feed(model, cache, IDS[:n])
@@ -92,8 +92,10 @@ def test_what_a_broken_off_step_overwrote_comes_from_the_checkpoint(models: dict
 
 
 STEPS = st.lists(
-    st.tuples(st.sampled_from(["feed", "feed", "feed", "break off", "back", "checkpoint", "fork"]), st.integers(1, CHUNK),
-              st.integers(0, 1000)),
+    st.tuples(
+        st.sampled_from(["feed", "feed", "feed", "break off", "back", "checkpoint", "fork"]), st.integers(1, CHUNK),
+        st.integers(0, 1000),
+    ),
     min_size=3, max_size=40,
 )  # fmt: skip
 
@@ -104,8 +106,8 @@ STEPS = st.lists(
 def test_budget_and_peak_are_of_what_is_really_held(
     models: dict[str, FakeModel], name: str, budget: int, steps: list[tuple[str, int, int]]
 ) -> None:
-    """A window's snapshot counted the tokens in it, although it shares their pages: nothing at first, and whole pages once
-    they were written to. What checkpoints are said to take is what the pool has back when they go."""
+    """A window's snapshot counted the tokens in it, although it shares their pages: nothing at first, and whole pages
+    once they were written to. What checkpoints are said to take is what the pool has back when they go."""
     model = models[name]
     cache = cache_in(model, None, budget)
     for what, n, number in steps:

@@ -110,7 +110,6 @@ class Model:
         }  # type: ignore[arg-type]
         self.pages = {key: page for key, page in self.pages.items() if key in used}
 
-
     def copy_ring(self, start: int, stop: int) -> Model:
         """Rings alone, and in them these positions alone."""
         twin = self.fork()

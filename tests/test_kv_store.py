@@ -30,6 +30,10 @@ def make(kind: str, **changes: Any) -> Any:
     return open_backend(2, kind=kind).KVStore([LayerFormat()] * 2, **shape | changes)
 
 
+def kind_of(store: Any) -> str:
+    return "native" if "native" in type(store).__module__ else "reference"
+
+
 def rows(n: int, width: int = DIM, heads: int = HEADS, dtype: Any = np.float32) -> Any:
     return np.random.default_rng(n).standard_normal((n, heads, width)).astype(dtype)
 
@@ -125,7 +129,7 @@ MISUSE: dict[str, Callable[[Any], object]] = {
     "reserve: cold sinks": lambda s: s.reserve(0, 0, 0, 16),
     "trim: negative": lambda s: s.trim(-1, 0),
     "copy_ring: negative": lambda s: s.copy_ring(-1, 5),
-    "take_ring: of another pool": lambda s: s.take_ring(make("native" if "native" in type(s).__module__ else "reference")),
+    "take_ring: of another pool": lambda s: s.take_ring(make(kind_of(s))),
     "step: k and q of other lengths": lambda s: s.step(0, rows(1), rows(2), rows(2, 16), 83, hot(51), 0, 0, scale=1.0),
     "step: tiles": lambda s: s.step(0, rows(1), rows(1), rows(1, 16), 83, hot(51), 51, 60, scale=1.0),
     "step: a gap before it": lambda s: s.step(0, rows(1), rows(1), rows(1, 16), 90, hot(51), 0, 0, scale=1.0),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from mixkv.engine.cache_config import CachePlan
@@ -102,7 +102,7 @@ class KVCache:
         OutOfMemoryError, if the pool has no memory for them; checkpoints are given up before that."""
         self.mend()
         self.check_room(n)
-        self._with_room(lambda: [state.reserve(n) for state in self.states])
+        self._with_room(partial(state.reserve, n) for state in self.states)
         self._begun = n
         for state in self.states:
             state.begin(n)
@@ -208,7 +208,7 @@ class KVCache:
         kept = self.kept(n)
         for i, state in enumerate(self.states):
             if isinstance(state, MixedState) and self.checkpoints.of(kept, i) is None:
-                self._with_room(partial(state.reserve_truncation, kept))
+                self._with_room([partial(state.reserve_truncation, kept)])
         self._n = kept
         self.mend()
         self._fit_checkpoints()
@@ -230,16 +230,17 @@ class KVCache:
         self._checkpoint_bytes = self.checkpoints.fit(self.states)
         self._peak = max(self._peak, self.nbytes)
 
-    def _with_room(self, take: Callable[[], object]) -> None:
-        """take() pages from the pool, and let checkpoints go where it has too few."""
-        while True:
-            try:
-                take()
-                break
-            except OutOfMemoryError:
-                if not self.checkpoints.have_pages:
-                    raise
-                self.checkpoints.drop_one()
+    def _with_room(self, takes: Iterable[Callable[[], None]]) -> None:
+        """Calls that take pages from the pool; checkpoints go where it has too few."""
+        for take in takes:
+            while True:
+                try:
+                    take()
+                    break
+                except OutOfMemoryError:
+                    if not self.checkpoints.have_pages:
+                        raise
+                    self.checkpoints.drop_one()
         self._checkpoint_bytes = self.checkpoints.fit(self.states)
 
     def filled(self) -> None:

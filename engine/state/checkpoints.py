@@ -82,11 +82,10 @@ class Checkpoints:
         """Without the one that is missed least: of those before the newest few the one whose neighbours are closest to
         each other, so that the others stay spread over the sequence."""
         lengths = list(self._at)
-        before = dict(zip(lengths, [0, *lengths], strict=False))
-        after = dict(zip(lengths, lengths[1:], strict=False))
+        gaps = [after - before for before, after in zip([0, *lengths], [*lengths[1:], *lengths[-1:]], strict=False)]
         for newest in (NEWEST, 1, 0):
-            if can_go := lengths[: max(0, len(lengths) - newest)]:
-                return self.drop(min(can_go, key=lambda at: after.get(at, at) - before[at]))
+            if can_go := range(len(lengths) - newest):
+                return self.drop(lengths[min(can_go, key=gaps.__getitem__)])
 
     def fit(self, states: Sequence[State]) -> int:
         """Keep to the budget; returns what they take then. After all that changes pages: one that is written to stays a

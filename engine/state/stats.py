@@ -16,9 +16,10 @@ class CacheStats:
     """Tokens and bytes of a cache, all layers together.
 
     Bytes are those of stored tokens; `scale_bytes` are part of `cold_bytes`. window_bytes: of layers that see a window
-    or a chunk. state_bytes: of recurrent layers. checkpoint_bytes: of what `truncate` may come back to. peak_bytes: the
-    most there ever was, the moments inside a prompt's pieces included. fp16_bytes: what as many tokens take in a plain
-    FP16 cache. degraded_tokens: tokens read as hot whose values were restored from the cold form.
+    or a chunk. state_bytes: of recurrent layers. checkpoint_bytes: of what `truncate` may come back to, without the
+    pages that the sequence has in use as well. peak_bytes: the most there ever was, the moments inside a prompt's
+    pieces included. fp16_bytes: what as many tokens take in a plain FP16 cache. degraded_tokens: tokens read as hot
+    whose values were restored from the cold form.
     """
 
     n_tokens: int
