@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from operator import index
 from typing import Any, Self
 
@@ -10,16 +11,16 @@ from mixkv.kernels.store_layer import Layer
 from mixkv.kernels.store_pages import PagePool
 
 
-class Rings:
+class Rings(ABC):
     """Part of KVStore."""
 
     _layers: list[Layer]
     _pool: PagePool
     _check: Checks
 
+    @abstractmethod
     def copy(self) -> Self:
         """A twin with the same contents."""
-        raise NotImplementedError
 
     def copy_ring(self, start: int, stop: int) -> Self:
         """All layers' rings as they are, with positions [start, stop) alone, in a store of its own that shares their

@@ -96,7 +96,9 @@ def test_the_twin_gives_the_same(case: Case, isa: str, n: int) -> None:
         assert nmse(y, expected.astype(np.float64)) < 1e-9
     assert y.shape == expected.shape
     for mine, theirs in zip(after, expected_after, strict=True):
-        assert nmse(mine, theirs.astype(np.float64)) < 1e-9 if mine.size else mine.shape == theirs.shape
+        assert mine.shape == theirs.shape
+        near = not mine.size or np.abs(mine - theirs).max() < 1e-6  # a state of one number may be almost nothing
+        assert near or nmse(mine, theirs.astype(np.float64)) < 1e-9
     assert all(np.array_equal(a, b) for a, b in zip(before, kept, strict=True)), "the state before is left as it is"
 
 
