@@ -17,7 +17,7 @@ from mixkv.engine.state.cache import KVCache
 from mixkv.engine.state.recurrent import RecurrentState
 from mixkv.kernels import default_backend
 
-NEED_THEM = ["all", "windows", "recurrent", "one state"]
+NEED_THEM = ["all", "windows", "recurrent", "one state", "chunks", "latent"]
 OTHERS = [(t + 1) % N_IDS for t in IDS]
 
 

@@ -41,7 +41,9 @@ def test_bytes_by_hand(model: FakeModel) -> None:
     assert cache_bytes(model.config, plan, N_CTX, CHUNK) == {"chunked": 64 * ROW}
     assert cache_bytes(model.config, plan, 50, CHUNK) == {"chunked": 50 * ROW}
     cache.checkpoint()
-    assert cache.stats().checkpoint_bytes == 10 * ROW
+    assert cache.stats().checkpoint_bytes == 0, "it has the chunk's own page"
+    feed(model, cache, IDS[290:])
+    assert cache.stats().checkpoint_bytes == 64 * ROW, "which is copied when more is written to it"
 
 
 def test_it_goes_back_to_the_beginning_of_its_chunk(model: FakeModel) -> None:
@@ -54,7 +56,7 @@ def test_it_goes_back_to_the_beginning_of_its_chunk(model: FakeModel) -> None:
     assert [cache.kept(n) for n in (80, 79, 40, 39, 0)] == [80, 79, 40, 0, 0]
     feed(model, cache, IDS[80:100])
     assert [cache.kept(n) for n in (100, 80, 79, 50, 49)] == [100, 80, 50, 50, 0]
-    assert cache.truncate(80) == 80 and cache.nbytes == 10 * ROW, "nothing but the checkpoint is left"
+    assert cache.truncate(80) == 80 and cache.nbytes == 64 * ROW, "nothing but the checkpoint is left"
     wanted = model.oracle(IDS)
     assert nmse(feed(model, cache, IDS[80:110]), wanted[80:110]) < 1e-6
     assert cache.truncate(60) == 50

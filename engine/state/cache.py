@@ -134,7 +134,7 @@ class KVCache:
         for state in self.states:
             most += state.commit(None if keep is None else keep)
         if any(isinstance(state, ChunkedState) for state in self.states):  # a chunk left behind is its checkpoint's
-            self._checkpoint_bytes = self.checkpoints.fit(self.states) if hasattr(self, "checkpoints") else 0
+            self._checkpoint_bytes = self.checkpoints.fit(self.states)
         self._peak = max(self._peak, most + self._checkpoint_bytes)
 
     def abandon(self) -> None:
