@@ -20,7 +20,6 @@ from mixkv.kernels.errors import ConfigError
 ACCEPTED, REFUSED = "Accepted for llama-cli's sake, without effect", "Of llama-cli, not supported yet"
 SWITCH = r"on|off|auto|1|0|true|false|enabled|disabled"
 NO_GPU = "all runs on the CPU"
-NO_TEMPLATE = "the text would be laid out otherwise"
 
 
 def idle(
@@ -92,18 +91,13 @@ class AcceptedFlags:
     kv_unified: bool | None = idle("-kvu", "--kv-unified", because="there is one sequence")
     parallel: int | None = idle("-np", "--parallel", because="there is one sequence", quiet=(1,))
     swa_full: bool | None = idle("--swa-full", because="the cache keeps every token")
-    jinja: bool | None = idle(
-        "--jinja/--no-jinja", because="chat templates are not used yet, turns are plain text", quiet=(False,)
-    )
-    simple_io: bool | None = idle("--simple-io", because="it always is", quiet=(True,))
+    jinja: bool | None = idle("--jinja/--no-jinja", because="chat templates are always Jinja's", quiet=(True,))
 
 
 @dataclass(frozen=True)
 class RefusedFlags:
     """Flags that cannot be obeyed. An empty value is none."""
 
-    chat_template: str | None = refused("--chat-template", because=NO_TEMPLATE, metavar="NAME")
-    chat_template_file: str | None = refused("--chat-template-file", because=NO_TEMPLATE, metavar="FILE")
     lora: str | None = refused("--lora", because="the model would be another one", metavar="FILE")
     control_vector: str | None = refused("--control-vector", because="the model would be another one", metavar="FILE")
 

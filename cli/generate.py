@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mixkv.cli import settings
 from mixkv.cli.accepted import AcceptedFlags, RefusedFlags, notes, refuse
+from mixkv.cli.chat_options import ChatFlags, chat_settings, without_effect
 from mixkv.cli.flags import with_flags
 from mixkv.cli.grammar_options import GrammarFlags
 from mixkv.cli.hub import HubFlags
@@ -40,38 +41,47 @@ if TYPE_CHECKING:
 
 @with_flags
 def generate(
-    prompt: PromptFlags, conversation: ConversationFlags, turns: TurnFlags, model: ModelFlags, hub: HubFlags,
-    cache: CacheFlags, prompt_cache: PromptCacheFlags, sampling: SamplingFlags, chain: ChainFlags,
+    prompt: PromptFlags, conversation: ConversationFlags, turns: TurnFlags, chat: ChatFlags, model: ModelFlags,
+    hub: HubFlags, cache: CacheFlags, prompt_cache: PromptCacheFlags, sampling: SamplingFlags, chain: ChainFlags,
     grammar: GrammarFlags, output: OutputFlags, json: JsonFlags, machine: MachineFlags, changes: OverrideFlags,
     accepted: AcceptedFlags, refused: RefusedFlags,
 ) -> int:  # fmt: skip
     """Continue a prompt. The text goes to stdout and nothing else does; all other words go to stderr.
 
-    Without -p and -f the prompt is read from stdin; -f - puts piped text before that of -p. On a terminal the prompt
-    is shown before the text. Exit status: 0 done, 1 the run failed, 2 the command line is wrong, 130 interrupted (what
-    there was by then has been written).
+    At a terminal, with a model that has a chat template, this is a chat (-no-cnv: it is not). Without -p and -f the
+    prompt is read from stdin; -f - puts piped text before that of -p. On a terminal the prompt is shown before the
+    text. Exit status: 0 done, 1 the run failed, 2 the command line is wrong, 130 interrupted (what there was by then
+    has been written).
     """
     refuse(refused)
-    chat = settings.wants_chat(conversation, turns)
-    settings.check_output(output, json, chat=chat)
+    chats = settings.wants_chat(conversation, turns)
+    settings.check_output(output, json, chat=chats)
     params = settings.sampling_params(
         sampling, cache, escape=prompt.escape, chain=chain, logprobs=json.logprobs, special=output.special,
         grammar=grammar,
     )  # fmt: skip
-    settings.check_prompt_cache(prompt_cache, params, chat=chat)
+    settings.check_prompt_cache(prompt_cache, params, chat=chats)
+    chosen = chat_settings(chat)
     opening = Opening(model, hub, changes, machine, settings.cache_config(cache))
     terminal = Terminal(quiet=output.quiet, verbose=output.verbose, perf=output.perf)
     for note in notes(accepted, model):
         terminal.note(note)
-    if chat:
-        from mixkv.cli.chat import converse
+    llm: LLM | None = None
+    if chats or settings.may_chat(conversation, prompt, json, prompt_cache):
+        from mixkv.cli import chat as chat_command
 
-        return converse(prompt, turns, opening, params, terminal)
+        if chats:
+            chat_command.check(prompt)
+        llm = open_llm(opening, terminal)
+        if chats or chat_command.has_template(llm, chosen):
+            return chat_command.converse(llm, prompt, turns, chosen, params, terminal)
+    for name in without_effect(chat):
+        terminal.note(f"{name} has no effect without a chat: add -cnv")
     text = read_prompt(prompt)
     saved = _holds_something(prompt_cache.prompt_cache)
     if text is None and not saved:
         raise ConfigError("there is no prompt: give -p TEXT or -f FILE, or pipe text in (-h shows all flags)")
-    llm = open_llm(opening, terminal)
+    llm = llm or open_llm(opening, terminal)
     if saved:
         _load_prompt_cache(llm, prompt_cache.prompt_cache)
     known = llm.tokens

@@ -39,7 +39,7 @@ class PromptFlags:
         help=r"Read \n \t \r \' \" \\ \xHH in -p, -sys and -r as characters",
     )  # fmt: skip
     parse_special: bool | None = flag(
-        "--parse-special/--no-parse-special", panel=PROMPT, default="on; off in a chat",
+        "--parse-special/--no-parse-special", panel=PROMPT, default="on; in a chat they are text",
         help="Special tokens written in the prompt count as such",
     )  # fmt: skip
     no_display_prompt: bool = flag(
@@ -52,8 +52,11 @@ class PromptFlags:
 class ConversationFlags:
     """Whether `generate` is a chat."""
 
-    conversation: bool = flag("-cnv", "--conversation", panel=PROMPT, value=False, help="Chat, as `mixkv chat`")
-    no_conversation: bool = flag("-no-cnv", "--no-conversation", panel=PROMPT, value=False, help="No chat, the default")
+    conversation: bool = flag(
+        "-cnv", "--conversation", panel=PROMPT, value=False,
+        help="Chat, as `mixkv chat`; by itself at a terminal, where the model has a chat template",
+    )  # fmt: skip
+    no_conversation: bool = flag("-no-cnv", "--no-conversation", panel=PROMPT, value=False, help="No chat")
     interactive: bool = flag("-i", "--interactive", panel=PROMPT, value=False, help="The same as -cnv")
 
 

@@ -6,6 +6,7 @@ Everything here raises ConfigError, which ends with status 2, before a model is 
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +19,7 @@ from mixkv.cli.options import (
     ModelFlags,
     OutputFlags,
     PromptCacheFlags,
+    PromptFlags,
     TurnFlags,
 )
 from mixkv.cli.sampling_options import ChainFlags, SamplingFlags
@@ -109,6 +111,16 @@ def wants_chat(flags: ConversationFlags, turns: TurnFlags) -> bool:
     if flags.no_conversation and (flags.conversation or flags.interactive):
         raise ConfigError("-no-cnv contradicts -cnv and -i: give one of them")
     return flags.conversation or flags.interactive or (turns.single_turn and not flags.no_conversation)
+
+
+def may_chat(flags: ConversationFlags, prompt: PromptFlags, json: JsonFlags, prompt_cache: PromptCacheFlags) -> bool:
+    """Whether `generate` is a chat by itself where the model has a chat template: a person sits at both ends, and
+    nothing was asked for that a chat does not do."""
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    other = (
+        flags.no_conversation or json.json or prompt_cache.prompt_cache or prompt.parse_special or prompt.file == "-"
+    )
+    return at_terminal and not other
 
 
 def check_output(output: OutputFlags, json: JsonFlags | None = None, *, chat: bool = False) -> None:

@@ -54,9 +54,14 @@ def own_prompt(flags: PromptFlags) -> str | None:
 
 def with_system(flags: PromptFlags, text: str) -> str:
     """`text` after the system prompt, an empty line between them."""
-    if not flags.system:
-        return text
-    return f"{unescape(flags.system) if flags.escape else flags.system}\n\n{text}"
+    system = system_prompt(flags)
+    return f"{system}\n\n{text}" if system else text
+
+
+def system_prompt(flags: PromptFlags) -> str:
+    """The text of -sys; "" where there is none."""
+    system = flags.system or ""
+    return unescape(system) if flags.escape else system
 
 
 def _piped() -> str:

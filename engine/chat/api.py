@@ -40,6 +40,11 @@ class ChatMethods(ABC):
     def _cached_tokens(self) -> list[list[int]]:
         """The tokens of every sequence."""
 
+    @property
+    def chat_template_names(self) -> list[str]:
+        """The chat templates of the model's file; its main one is "default". Empty: chats are plain turns."""
+        return self._shared.chat_templates.of_file
+
     def chat(
         self, messages: Sequence[Message], *, tools: Tools | None = None, tool_choice: ToolChoice | None = None,
         response_format: Mapping[str, Any] | None = None, enable_thinking: bool | None = None,
