@@ -45,6 +45,8 @@ def load_conversation(path: Path) -> list[Json]:
         if not path.is_file():
             raise InputError(f"{path} is {'not a file' if path.exists() else 'not there'}")
         value = json.loads(path.read_bytes())
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -81,9 +83,9 @@ def edited(text: str) -> str:
         if status:
             raise InputError(f"the editor {editor!r} ended with status {status}: nothing was changed")
         return path.read_bytes().decode("utf-8", "replace").removesuffix("\n")
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"the editor {editor!r} cannot be started ({error}): set EDITOR") from None
     finally:
         path.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mixkv.cli.flags import flag, spelled
+from mixkv.cli.flags import flag
 from mixkv.kernels.errors import ConfigError
 
 CHAT = "Chat"
@@ -67,10 +67,9 @@ def chat_settings(flags: ChatFlags) -> ChatSettings:
 
 def without_effect(flags: ChatFlags) -> list[str]:
     """The flags that were given and mean nothing where there is no chat."""
-    names = ("chat_template", "chat_template_file", "chat_template_kwargs", "reasoning", "reasoning_budget", "markdown")
-    fields = ChatFlags.__dataclass_fields__
+    names = ("chat_template", "chat_template_file", "chat_template_kwargs", "reasoning", "reasoning_budget")
     given = [name for name in names if getattr(flags, name) not in (None, "")]
-    return [spelled(fields[name], "").strip() for name in given]
+    return [str(ChatFlags.__dataclass_fields__[name].metadata["names"][-1]) for name in given]
 
 
 def _thinking(flags: ChatFlags) -> bool | None:

@@ -175,6 +175,7 @@ class Session:
         message = stream.message if calls and with_calls else replace(stream.message, tool_calls=())
         if calls and not with_calls:
             self.terminal.note(f"the model asked for tools {ROUNDS} times in a row: stopped; say how to go on")
+            interrupted = True
         if message.content or message.reasoning or message.tool_calls or not (
             interrupted or stream.finish_reason in (None, "interrupted")
         ):  # fmt: skip

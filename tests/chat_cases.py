@@ -77,6 +77,8 @@ CHATML = (
     "{% if enable_thinking is defined %}<think>\n{% if not enable_thinking %}\n</think>\n\n{% endif %}{% endif %}"
     "{% endif %}{# tools #}"
 )
+THINKING_CHATML = CHATML.replace("{# tools #}", "{% if tools %}{{ tools | tojson }}{% endif %}")
+"""The same, which shows tools."""
 HELLO = [{"role": "user", "content": "hello"}]
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 24}
 

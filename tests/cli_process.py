@@ -86,12 +86,17 @@ def interrupt(process: subprocess.Popen[bytes]) -> Result:
 class OnTerminal:
     """A process at a pseudo-terminal: stderr always, stdin and stdout with `whole`. `seen` is all that it showed."""
 
-    def __init__(self, *words: str, whole: bool = False, line: list[str] | None = None) -> None:
+    def __init__(
+        self, *words: str, whole: bool = False, line: list[str] | None = None, environment: dict[str, str] | None = None
+    ) -> None:  # fmt: skip
+        """environment: on top of this process's own; the history of chats goes to a folder that is thrown away."""
+        self._state = tempfile.TemporaryDirectory()
         self._master, slave = pty.openpty()
         ends: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         if whole:
             ends = {"stdin": slave, "stdout": slave}
-        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+        usual = {"TERM": "xterm", "COLUMNS": "100", "LINES": "30", "XDG_STATE_HOME": self._state.name}
+        environment = {**os.environ, **usual, **(environment or {})}
         self.process = subprocess.Popen(
             line or command(*words), stderr=slave, env=environment, cwd=tempfile.gettempdir(), start_new_session=True,
             preexec_fn=lambda: fcntl.ioctl(slave, termios.TIOCSCTTY, 0),  # so that the Ctrl-C key is a signal
@@ -129,6 +134,7 @@ class OnTerminal:
         self.read()
         status = self.process.wait(timeout=LIMIT_SECONDS)
         os.close(self._master)
+        self._state.cleanup()
         return Result(status, out or b"", self.seen)
 
 
