@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mixkv.cli.terminal import Terminal, fail
+from mixkv.cli.terminal import Terminal, fail, harmless
 
 MARK, MORE, QUOTES = "> ", "... ", '"""'
 KEPT = 1000
@@ -33,6 +33,8 @@ class Input:
     def turns(self, first: str | None) -> Iterator[str]:
         """`first`, if there is one, and what is typed: to Ctrl-D, the end of the pipe, or Ctrl-C twice."""
         if first:
+            if self._editing:  # as if it had been typed
+                print(harmless(f"{MARK}{first}"), file=sys.stderr)
             yield first
         interrupted = False
         while True:

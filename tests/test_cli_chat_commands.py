@@ -142,7 +142,7 @@ def test_a_file_that_is_no_conversation(text: str | None, why: str, tmp_path: Pa
 def test_files_that_cannot_be_written_or_are_not_named() -> None:
     result = chat("/save", "/load", "/save x", "one", "/save", "/save /none/such/file", "/load /", "two")
     assert [line[:30] for line in complaints(result)] == [
-        "/save FILE: give the file's na", "/load FILE: give the file's nam", "nothing was said yet: there is",
+        "/save FILE: give the file's na", "/load FILE: give the file's na", "nothing was said yet: there is",
         "/save FILE: give the file's na", "cannot write the conversation ", "/ is not a file",
     ]  # fmt: skip
     assert len(result.out.splitlines()) == 2
