@@ -31,7 +31,10 @@ class ChatFlags:
         help="Whether the model is to think first",
     )  # fmt: skip
     reasoning_budget: int | None = flag(
-        "--reasoning-budget", panel=CHAT, default="-1", help="Tokens of thinking: -1: any number, 0: as --reasoning off"
+        "--reasoning-budget",
+        panel=CHAT,
+        default="-1",
+        help="Tokens of thinking, which is closed then: -1: any number, 0: as --reasoning off",
     )
     markdown: bool | None = flag(
         "--markdown/--no-markdown", panel=CHAT, default="where the terminal can",
@@ -49,6 +52,7 @@ class ChatSettings:
     template: str | Path | None
     variables: dict[str, Any]
     thinking: bool | None
+    budget: int | None
     markdown: bool | None
     simple: bool
 
@@ -62,7 +66,8 @@ def chat_settings(flags: ChatFlags) -> ChatSettings:
         template = Path(flags.chat_template_file)
         template.open("rb").close()
     thinking = _thinking(flags)
-    return ChatSettings(template, _variables(flags), thinking, flags.markdown, flags.simple_io)
+    budget = flags.reasoning_budget if flags.reasoning_budget and flags.reasoning_budget > 0 else None
+    return ChatSettings(template, _variables(flags), thinking, budget, flags.markdown, flags.simple_io)
 
 
 def without_effect(flags: ChatFlags) -> list[str]:
@@ -76,10 +81,10 @@ def _thinking(flags: ChatFlags) -> bool | None:
     if flags.reasoning is not None and flags.reasoning not in REASONING:
         raise ConfigError(f"--reasoning {flags.reasoning!r}: use on, off or auto")
     thinking = REASONING[flags.reasoning or "auto"]
-    if flags.reasoning_budget is None or flags.reasoning_budget == -1:
-        return thinking
+    if flags.reasoning_budget is not None and flags.reasoning_budget < -1:
+        raise ConfigError(f"--reasoning-budget {flags.reasoning_budget}: use a number of tokens, or -1 for any number")
     if flags.reasoning_budget != 0:
-        raise ConfigError(f"--reasoning-budget {flags.reasoning_budget}: use -1 (any number of tokens) or 0 (none)")
+        return thinking
     if thinking:
         raise ConfigError("--reasoning-budget 0 contradicts --reasoning on: give one of them")
     return False

@@ -83,7 +83,9 @@ class Conversation:
     def reply(self, messages: Sequence[Json], progress: Any = None) -> ChatStream:
         """The reply to messages. InputError says what to do where they do not fit into the context."""
         try:
-            return self.llm.chat_stream(messages, params=self.params, progress=progress, **self.options())
+            return self.llm.chat_stream(
+                messages, params=self.params, progress=progress, thinking_budget=self.settings.budget, **self.options()
+            )
         except InputError:
             n = len(self.llm.apply_chat_template(messages, tokenize=True, **self.options()))
             if n <= self.llm.n_ctx:

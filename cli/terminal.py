@@ -40,7 +40,7 @@ def harmless(text: str) -> str:
 FLAGS_OF = {
     "n_ctx": "-c", "n_batch": "-b", "n_threads": "-t", "mixed_kv_cache": "--mixed-kv-cache",
     "hot_window": "--hot-window", "sink_tokens": "--sink-tokens", "kv_plan": "--kv-plan",
-    "json_schema": "--json-schema",
+    "json_schema": "--json-schema", "chat_template_kwargs": "--chat-template-kwargs",
 }  # fmt: skip
 """What the command line calls a setting."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_cases import CALL, CHATML, GREEDY, HELLO, TAGS, WEATHER, Script, chat_model, computed, ten_turns
+from chat_cases import CALL, CHATML, GREEDY, HELLO, TAGS, WEATHER, Begin, Script, chat_model, computed, ten_turns
 
 import mixkv
 from mixkv.engine.chat.reply import ChatDelta
@@ -72,6 +72,23 @@ def test_thinking_that_the_prompt_has_opened(llm: mixkv.LLM) -> None:
     assert (off.message.reasoning, off.message.content) == (None, "hello")
     cut = llm.chat(HELLO, enable_thinking=True, max_tokens=3, processors=[Script(llm.tokenizer, "hmmmm")])
     assert (cut.message.reasoning, cut.message.content, cut.finish_reason) == ("hmm", "", "length")
+
+
+def test_thinking_is_closed_when_its_budget_is_used_up(llm: mixkv.LLM) -> None:
+    """Opened by the prompt or by the model; a thought that ends before, and a reply without one, are left alone."""
+    close = llm.tokenizer.token_to_id("</think>")
+    for begin, options in (("", {"enable_thinking": True}), ("<think>", {})):
+        script = Begin(llm.tokenizer, f"{begin}hmmmmmm")
+        script._ids = script._ids[: len(llm.tokenizer.encode(f"{begin}hmm", add_special=False, parse_special=True))]
+        reply = llm.chat(HELLO, thinking_budget=3, processors=[script], **GREEDY, **options)
+        assert reply.message.reasoning == "hmm" and llm.tokens.count(close) >= 1
+    longer = say(llm, HELLO, "<think>hm</think>hello hello", thinking_budget=2)
+    assert (longer.message.reasoning, longer.message.content) == ("hm", "hello hello")
+    none = llm.chat(HELLO, thinking_budget=0, processors=[Begin(llm.tokenizer, "<think>")], **GREEDY)
+    assert none.message.reasoning is None
+    assert say(llm, HELLO, "hello hello", thinking_budget=0).message.content == "hello hello"
+    with pytest.raises(mixkv.InputError, match="thinking_budget is -1"):
+        llm.chat(HELLO, thinking_budget=-1)
 
 
 def test_an_early_end_keeps_what_there_is(llm: mixkv.LLM) -> None:

@@ -89,6 +89,17 @@ def test_reasoning_on_and_off_and_kwargs_reach_the_template(tmp_path: Path) -> N
     assert tokens("--jinja", "--reasoning-budget", "-1", "--reasoning", "auto") == auto
 
 
+def test_a_budget_ends_thinking(chatml: str, tmp_path: Path) -> None:
+    """The demo model never ends it: without a bound all that it writes is thought."""
+    words = ("--chat-template-file", chatml, "--reasoning", "on", "-n", "20")
+    for budget, thoughts in (("-1", 20), ("3", 3)):
+        file = tmp_path / f"{budget}.json"
+        result = chat(*words, "--reasoning-budget", budget, text=f"Hi\n/save {file}\n")
+        reply = json.loads(file.read_text())["messages"][1]
+        assert bool(reply["content"]) == (thoughts == 3) == bool(result.out.strip())
+        assert 0 < len(reply["reasoning_content"].split()) <= thoughts
+
+
 def test_several_lines_are_one_turn(tmp_path: Path) -> None:
     saved = tmp_path / "talk.json"
     chat(text=f'one \\\ntwo\n"""\nthree\n\n  four\n"""\n"""five\nsix"""\n/save {saved}\n')

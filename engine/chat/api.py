@@ -49,8 +49,8 @@ class ChatMethods(ABC):
         self, messages: Sequence[Message], *, tools: Tools | None = None, tool_choice: ToolChoice | None = None,
         response_format: Mapping[str, Any] | None = None, enable_thinking: bool | None = None,
         chat_template: str | Path | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
-        continue_final_message: bool = False, params: SamplingParams | None = None, progress: Progress | None = None,
-        processors: Sequence[Processor] = (), **sampling: Any,
+        continue_final_message: bool = False, thinking_budget: int | None = None, params: SamplingParams | None = None,
+        progress: Progress | None = None, processors: Sequence[Processor] = (), **sampling: Any,
     ) -> ChatCompletion:  # fmt: skip
         """Reply to a conversation: a ChatCompletion with `message` (content, reasoning, tool_calls), `finish_reason`
         ("stop", "length", "tool_calls", "interrupted"), `usage` and `stats`.
@@ -61,7 +61,8 @@ class ChatMethods(ABC):
         "json_schema": {"schema": ...}}; it holds from where thinking has ended. enable_thinking: None leaves it to the
         template. chat_template: instead of the file's own, a name (docs/chat.md), a template's text or a Path.
         chat_template_kwargs: further variables of the template. continue_final_message: go on with the last message,
-        an assistant's; what is returned is what came to it. sampling: fields of SamplingParams, on top of `params`.
+        an assistant's; what is returned is what came to it. thinking_budget: tokens after which thinking is closed.
+        sampling: fields of SamplingParams, on top of `params`.
 
         Turns that go on from each other compute what is new alone (`usage.cached_tokens` says what was there).
         InputError for wrong messages, TemplateError where the template fails or refuses them.
@@ -69,16 +70,16 @@ class ChatMethods(ABC):
         return self.chat_stream(
             messages, tools=tools, tool_choice=tool_choice, response_format=response_format,
             enable_thinking=enable_thinking, chat_template=chat_template, chat_template_kwargs=chat_template_kwargs,
-            continue_final_message=continue_final_message, params=params, progress=progress, processors=processors,
-            **sampling,
+            continue_final_message=continue_final_message, thinking_budget=thinking_budget, params=params,
+            progress=progress, processors=processors, **sampling,
         ).completion()  # fmt: skip
 
     def chat_stream(
         self, messages: Sequence[Message], *, tools: Tools | None = None, tool_choice: ToolChoice | None = None,
         response_format: Mapping[str, Any] | None = None, enable_thinking: bool | None = None,
         chat_template: str | Path | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
-        continue_final_message: bool = False, params: SamplingParams | None = None, progress: Progress | None = None,
-        processors: Sequence[Processor] = (), **sampling: Any,
+        continue_final_message: bool = False, thinking_budget: int | None = None, params: SamplingParams | None = None,
+        progress: Progress | None = None, processors: Sequence[Processor] = (), **sampling: Any,
     ) -> ChatStream:  # fmt: skip
         """Like `chat`, but an iterator of ChatDeltas: what came to content, reasoning and tool_calls. It also has
         `message`, `finish_reason`, `usage`, `stats` and `close`."""
@@ -88,7 +89,7 @@ class ChatMethods(ABC):
             self, messages, tools=tools, tool_choice=tool_choice, response_format=response_format,
             enable_thinking=enable_thinking, chat_template=chat_template, chat_template_kwargs=chat_template_kwargs,
             continue_final_message=continue_final_message, params=SamplingParams.on_top_of(params, sampling),
-            progress=progress, processors=processors,
+            progress=progress, processors=processors, thinking_budget=thinking_budget,
         )  # fmt: skip
 
     @overload

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from mixkv.engine.chat.api import ChatMethods, Tools
+from mixkv.engine.chat.budget import ThinkingBudget
 from mixkv.engine.chat.constrain import AfterThoughts, ToolChoice, checked_choice, constraint_options
 from mixkv.engine.chat.formats import ReplyFormat
 from mixkv.engine.chat.library import warn_caller
@@ -22,13 +23,14 @@ from mixkv.engine.loaded import Loaded
 from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.sequence import Progress
 from mixkv.engine.tokenizer.base import Tokenizer
+from mixkv.kernels.errors import InputError
 
 
 def start(
     llm: ChatMethods, messages: Sequence[Message], *, tools: Tools | None, tool_choice: ToolChoice | None,
     response_format: Mapping[str, Any] | None, enable_thinking: bool | None, chat_template: str | Path | None,
     chat_template_kwargs: Mapping[str, Any] | None, continue_final_message: bool, params: SamplingParams,
-    progress: Progress | None, processors: Sequence[Processor],
+    progress: Progress | None, processors: Sequence[Processor], thinking_budget: int | None = None,
 ) -> ChatStream:  # fmt: skip
     """See `ChatMethods.chat`."""
     shared = llm._shared
@@ -56,6 +58,8 @@ def start(
         if opening:
             processors = (_after_thoughts(shared, chosen, format, opening), *processors)
             chosen = replace(chosen, json_schema=None, regex=None, grammar=None)
+    if thinking_budget is not None:
+        processors = (*processors, *_budget(thinking_budget, format, shared.tokenizer, opened=thinking))
     generation = llm._generation(ids, False, progress, chosen, {}, processors, starts_after=starts_after)
     seed = hashlib.sha256(np.asarray(prompt.ids, np.int64).tobytes()).hexdigest()
     return ChatStream(
@@ -63,6 +67,16 @@ def start(
         remember=lambda tokens: shared.chat_templates.replies.add(prompt.ids, ids, tokens),
         drop_blanks=not continue_final_message and not prompt.rendered.marked[-1:].isspace(),
     )  # fmt: skip
+
+
+def _budget(limit: int, format: ReplyFormat, tokenizer: Tokenizer, *, opened: bool) -> list[Processor]:
+    """What bounds thinking; nothing where the model does not think."""
+    if not isinstance(limit, int) or limit < 0:
+        raise InputError(f"thinking_budget is {limit!r}: give a number of tokens, 0 or more, or None for no bound")
+    if format.thinking is None:
+        return []
+    close = tokenizer.encode_parts(tokenizer.split(format.thinking[1], parse_special=True))
+    return [ThinkingBudget(limit, format.thinking, close, opened=opened, text=tokenizer.piece)]
 
 
 def _opening_tokens(format: ReplyFormat, opening: str, tokenizer: Tokenizer) -> list[int]:
