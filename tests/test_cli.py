@@ -123,10 +123,10 @@ def test_perf_decides_about_statistics_and_nothing_else() -> None:
 
 
 def test_flags_without_effect_are_accepted_and_say_so_once() -> None:
-    words = ("-ngl", "99", "-nr", "--no-mmap", "-tb", "3", "-ub", "64", "--keep", "5", "-fa", "off", "--jinja")
+    words = ("-ngl", "99", "-nr", "--no-mmap", "-tb", "3", "-ub", "64", "--keep", "5", "-fa", "off", "--no-jinja")
     result = generate("-p", HELLO, "-n", "1", *words)
     assert result.status == 0
-    for name in ("-ngl 99", "--no-repack", "--no-mmap", "-tb 3", "-ub 64", "--keep 5", "-fa off", "--jinja"):
+    for name in ("-ngl 99", "--no-repack", "--no-mmap", "-tb 3", "-ub 64", "--keep 5", "-fa off", "--no-jinja"):
         assert result.err.decode().count(f"mixkv: {name} has no effect") == 1
     for silent in ("-q", "--log-disable"):
         assert generate("-p", HELLO, "-n", "1", *words, silent).err == b""
