@@ -146,7 +146,7 @@ def test_each_call_is_asked_about_and_no_is_told_to_the_model(tmp_path: Path) ->
         chat.type(f"{answer}\r")
     chat.read(until=r"the model asked for tools .* in a row: stopped[\s\S]*> ")
     chat.type(f"/save {tmp_path / 'talk.json'}\r")
-    chat.read(until="saved")
+    chat.read(until=r"saved: [\s\S]*> ")
     chat.type("\x04")
     shown = screen(chat.end().err)
     assert sum('call: get_weather(city="Paris")' in line for line in shown) == ROUNDS
@@ -165,7 +165,7 @@ def test_ctrl_c_at_a_call_ends_the_turn_and_keeps_what_was_said(tmp_path: Path) 
     chat.type("\x03")
     chat.read(until="> ")
     chat.type(f"/save {tmp_path / 'talk.json'}\r")
-    chat.read(until="saved.*3 messages")
+    chat.read(until=r"saved: .*3 messages[\s\S]*> ")
     chat.type("\x04")
     assert chat.end().status == 0
     assert json.loads((tmp_path / "talk.json").read_text())["messages"][2]["content"].startswith("not called")
