@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find kernels models engine cli configs mixkv -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
+SOURCES := $(shell find kernels models engine server cli configs mixkv -type f -not -name '*.pyc') CMakeLists.txt pyproject.toml
 
 .PHONY: demo test lint bench sanitize qemu-test clean
 
@@ -18,7 +18,7 @@ lint: $(VENV)/.linters
 	$(BIN)/ruff format --check .
 	rm -rf build/typed && mkdir -p build/typed
 	cp -r mixkv build/typed/mixkv
-	for room in kernels models engine cli configs; do cp -r $$room build/typed/mixkv/$$room; done
+	for room in kernels models engine server cli configs; do cp -r $$room build/typed/mixkv/$$room; done
 	cd build/typed && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p mixkv
 
 bench: $(VENV)/.installed

@@ -102,8 +102,9 @@ class RefusedFlags:
     control_vector: str | None = refused("--control-vector", because="the model would be another one", metavar="FILE")
 
 
-def notes(flags: AcceptedFlags, model: ModelFlags) -> list[str]:
-    """One line for each flag that asks for something this engine has no use for. ConfigError for senseless values."""
+def notes(flags: Any, model: ModelFlags) -> list[str]:
+    """One line for each flag of a group of idle ones that asks for something this engine has no use for. ConfigError for
+    senseless values."""
     as_anyway = {"threads_batch": model.n_threads, "ubatch": model.n_batch}
     found = []
     for field in dataclasses.fields(flags):

@@ -18,7 +18,7 @@ from mixkv.cli.flags import spell_out
 from mixkv.cli.terminal import DONE, INTERRUPTED, WRONG_USAGE, fail, prepare_streams
 from mixkv.kernels.errors import ConfigError
 
-COMMANDS = ("generate", "chat", "get", "models", "inspect", "bench", "perplexity", "evaluate")
+COMMANDS = ("generate", "chat", "serve", "get", "models", "inspect", "bench", "perplexity", "evaluate")
 HELP_FLAGS = {"help_option_names": ["-h", "--help"]}
 # What typer raises for a wrong command line; newer versions do not say where it lives.
 USAGE_ERRORS: tuple[type[Exception], ...] = (typer.BadParameter.__mro__[2],)

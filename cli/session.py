@@ -29,6 +29,8 @@ class Opening:
     overrides: OverrideFlags
     machine: MachineFlags
     cache: KVCacheConfig
+    n_parallel: int = 1
+    kv_memory: int | None = None
 
 
 def open_llm(opening: Opening, terminal: Terminal) -> LLM:
@@ -42,7 +44,8 @@ def open_llm(opening: Opening, terminal: Terminal) -> LLM:
     with terminal.progress("loading") as report:
         llm = load(
             path, n_ctx=n_ctx, n_batch=flags.n_batch, n_threads=flags.n_threads, cache_config=config,
-            exact=flags.exact, overrides=changed_metadata, progress=report,
+            exact=flags.exact, overrides=changed_metadata, progress=report, n_parallel=opening.n_parallel,
+            kv_memory=opening.kv_memory,
         )  # fmt: skip
     if opening.machine.mlock:
         lock_memory(terminal)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Ids
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from mixkv.engine.decode import Decode, Placer, Processor
@@ -121,6 +122,10 @@ class Generation:
         self._words.chunks.clear()
         self._scheduler.cancel(self.job)
 
+    def attended(self) -> AbstractContextManager[None]:
+        """While the block runs nobody takes its sequence, whatever its thread does between two chunks."""
+        return self._scheduler.attended([self.job])
+
     def report(self) -> None:
         """Tell `progress` how much of the prompt is computed, if that is news."""
         job = self.job
@@ -137,6 +142,11 @@ class Generation:
     def end_token(self) -> int | None:
         """The end-of-generation token that ended it."""
         return self.job.end_token
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it."""
+        return self._words.stops.matched
 
     @property
     def logprobs(self) -> list[TokenLogprob]:
@@ -166,7 +176,7 @@ class Generation:
 
     def completion(self) -> Completion:
         """Run to the end and return the whole."""
-        with self._scheduler.attended([self.job]):
+        with self.attended():
             for _ in self:
                 pass
         return self._completion()
@@ -199,7 +209,7 @@ class Generation:
             self.finish_reason,
             self.logprobs if self.params.logprobs is not None else None,
             self.stats,
-            self._words.stops.matched,
+            self.stop,
         )
 
     def _end(self, reason: str) -> Chunk:

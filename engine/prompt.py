@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixkv.engine.tokenizer.base import Tokenizer
-from mixkv.kernels.errors import InputError, MixkvWarning
+from mixkv.kernels.errors import InputError, MixkvWarning, PromptTooLongError
 from mixkv.models.config import ModelConfig
 
 Prompt = str | Ids[int] | NDArray[np.integer]
@@ -18,7 +18,7 @@ Prompt = str | Ids[int] | NDArray[np.integer]
 
 def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_ctx: int, parse_special: bool) -> list[int]:
     """Ids of a prompt, which may be ids already. InputError for an empty one, ids that the vocabulary lacks, and more
-    than n_ctx of them."""
+    than n_ctx of them (PromptTooLongError)."""
     if isinstance(prompt, str):
         ids = encode_prompt(prompt, tokenizer, parse_special=parse_special)
     else:
@@ -26,10 +26,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Tokenizer, *, n_ctx: int, parse_specia
     if not ids:
         raise InputError("the prompt is empty: give at least one character or token")
     if len(ids) > n_ctx:
-        raise InputError(
-            f"the prompt has {len(ids)} tokens, but the context holds {n_ctx}: "
-            "load with a larger n_ctx, or shorten the prompt"
-        )
+        raise PromptTooLongError(len(ids), n_ctx)
     return ids
 
 

@@ -36,6 +36,20 @@ class ContextFullError(MixkvError):
     """The sequence does not fit into the context; nothing was written to the cache."""
 
 
+class PromptTooLongError(InputError, ContextFullError):
+    """A prompt has more tokens (`n_prompt_tokens`) than the context holds (`n_ctx`)."""
+
+    def __init__(self, n_prompt_tokens: int, n_ctx: int) -> None:
+        super().__init__(
+            f"the prompt has {n_prompt_tokens} tokens, but the context holds {n_ctx}: "
+            "load with a larger n_ctx, or shorten the prompt"
+        )
+        self.n_prompt_tokens, self.n_ctx = n_prompt_tokens, n_ctx
+
+    def __reduce__(self) -> tuple[type, tuple[int, int]]:
+        return PromptTooLongError, (self.n_prompt_tokens, self.n_ctx)
+
+
 class SessionError(MixkvError, ValueError):
     """A session file is damaged or belongs to another model or cache; nothing was restored."""
 

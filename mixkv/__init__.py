@@ -28,7 +28,7 @@ _HOMES = {
     "kernels.state": ("AttentionState", "empty_state", "finalize", "merge", "sink_state"),
     "kernels.errors": (
         "ConfigError", "ContextFullError", "GGUFError", "HubError", "InputError", "MixkvError", "MixkvWarning",
-        "OutOfMemoryError", "SessionError", "TemplateError", "TokenizerError",
+        "OutOfMemoryError", "PromptTooLongError", "SessionError", "TemplateError", "TokenizerError",
     ),
 }  # fmt: skip
 _HOME = {name: f"mixkv.{module}" for module, names in _HOMES.items() for name in names}

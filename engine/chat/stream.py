@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from mixkv.engine.chat.parser import ReplyParser
 from mixkv.engine.chat.reply import ChatCompletion, ChatDelta, ChatMessage, Usage
 from mixkv.engine.generation import Generation
-from mixkv.engine.results import GenerationStats
+from mixkv.engine.results import GenerationStats, TokenLogprob
 from mixkv.engine.tokenizer.base import Tokenizer
 
 
@@ -61,6 +62,20 @@ class ChatStream:
     def stats(self) -> GenerationStats:
         """What it cost so far."""
         return self._generation.stats
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it: one of the caller's, or of the template's."""
+        return self._generation.stop
+
+    @property
+    def logprobs(self) -> list[TokenLogprob]:
+        """Log probabilities of the tokens so far, thoughts and calls among them, where asked for."""
+        return self._generation.logprobs
+
+    def attended(self) -> AbstractContextManager[None]:
+        """See `Generation.attended`."""
+        return self._generation.attended()
 
     def completion(self) -> ChatCompletion:
         """Run to the end and return the whole."""
