@@ -103,8 +103,8 @@ class RefusedFlags:
 
 
 def notes(flags: Any, model: ModelFlags) -> list[str]:
-    """One line for each flag of a group of idle ones that asks for something this engine has no use for. ConfigError for
-    senseless values."""
+    """One line for each flag of a group of idle ones that asks for something this engine has no use for. ConfigError
+    for senseless values."""
     as_anyway = {"threads_batch": model.n_threads, "ubatch": model.n_batch}
     found = []
     for field in dataclasses.fields(flags):
