@@ -166,4 +166,8 @@ def _keys(flags: ServeFlags) -> tuple[str, ...]:
         if not of_file:
             raise ConfigError(f"--api-key-file {flags.api_key_file}: there is no key in it")
         keys += of_file
+    try:
+        "".join(keys).encode()
+    except UnicodeEncodeError:
+        raise ConfigError("a key is not UTF-8 text") from None
     return tuple(keys)

@@ -26,7 +26,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app, self._settings = app, settings
-        self._keys = [_digest(key) for key in settings.keys]
+        self._keys = [_digest(key.encode()) for key in settings.keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -81,7 +81,7 @@ class Guard:
     def _check_key(self, headers: Headers) -> None:
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         given = bearer.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
-        digest = _digest(given)
+        digest = _digest(given.encode("latin-1"))  # the bytes that came: headers are read as that
         right = [hmac.compare_digest(digest, key) for key in self._keys]  # all of them: the time says nothing
         if not given or not any(right):
             raise ApiError(
@@ -103,5 +103,5 @@ def _host(url: str) -> str:
         return ""
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

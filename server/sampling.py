@@ -38,7 +38,7 @@ def sampling_params(
     if isinstance(given.get("stop"), list) and len(given["stop"]) > MAX_STOPS:
         raise ApiError(400, f"stop has more than {MAX_STOPS} texts", param="stop")
     for name in CONSTRAINTS:
-        if fields.any(name):
+        if name in fields and fields.any(name) != "":  # clients of llama-server send an empty grammar
             given[name] = fields.any(name)
     if "logit_bias" in fields:
         given["logit_bias"] = _bias(fields.any("logit_bias"))

@@ -66,23 +66,26 @@ class Workers:
             self.admitted += len(works)
         return Answer(self, works)
 
-    def submit(self, job: Callable[[], None]) -> Future[None]:
+    def submit(self, job: Callable[[], Any], tell: Callable[[Any], None]) -> Future[None]:
+        """Run a job on a thread, and tell what it returned once it counts no more."""
+
         def run() -> None:
             with self._lock:
                 self.running += 1
-            try:
-                job()
-            finally:
-                with self._lock:
-                    self.running -= 1
+            end = job()
+            with self._lock:
+                self.running -= 1
+                self.admitted -= 1
+            tell(end)
 
         future = self._pool.submit(run)
         future.add_done_callback(self._done)
         return future
 
-    def _done(self, _: Future[None]) -> None:
-        with self._lock:
-            self.admitted -= 1
+    def _done(self, future: Future[None]) -> None:
+        if future.cancelled():
+            with self._lock:
+                self.admitted -= 1
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -94,22 +97,24 @@ class Answer:
     def __init__(self, workers: Workers, works: Sequence[Work]) -> None:
         self._loop, self._items = asyncio.get_running_loop(), asyncio.Queue[tuple[int, Any]]()
         self._leave, self._left = Leave(), len(works)
-        self._futures = [workers.submit(self._job(i, work)) for i, work in enumerate(works)]
+        self._futures = [workers.submit(*self._job(i, work)) for i, work in enumerate(works)]
 
-    def _job(self, index: int, work: Work) -> Callable[[], None]:
+    def _job(self, index: int, work: Work) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+        """What a thread runs, which returns how it ended, and what tells the event loop of an item."""
+
         def tell(item: Any) -> None:
             with suppress(RuntimeError):  # the loop has ended, and who waited with it
                 self._loop.call_soon_threadsafe(self._items.put_nowait, (index, item))
 
-        def job() -> None:
+        def job() -> Any:
             try:
                 self._leave.check()
                 work(tell, self._leave)
-                tell(_END)
             except BaseException as error:
-                tell(_Failure(error))
+                return _Failure(error)
+            return _END
 
-        return job
+        return job, tell
 
     async def items(self) -> AsyncIterator[tuple[int, Any]]:
         """(index of the work, item). Raises what a work raised, and then ends the others."""

@@ -108,5 +108,3 @@ class Process:
 
 def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, **changes}
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from chat_cases import CHATML, TAGS, chat_model
 pytest.importorskip("starlette", reason="the server's packages are not installed")
 pytest.importorskip("llguidance", reason="llguidance is not installed")
 
-from serve_tools import GREEDY, HI, answer, events, serving
+from serve_tools import GREEDY, HI, answer, events, parsed, serving
 
 import mixkv
 
@@ -196,3 +197,32 @@ def test_a_template_of_the_servers_own(llm: mixkv.LLM, tmp_path: Path) -> None:
         assert body["choices"][0]["message"]["content"] == llm.chat(
             HI, chat_template="chatml", **GREEDY
         ).message.content  # fmt: skip
+
+
+def test_silence_has_pings(llm: mixkv.LLM) -> None:
+    """Clients give up on a stream that is silent while a long prompt is read."""
+    long = [{"role": "user", "content": "word " * 200}]
+    with serving(llm, ping_seconds=0.001) as client:
+        text = client.post(PATH, json={"messages": long, **GREEDY, "stream": True}).text
+        assert ": ping\n\n" in text
+        pieces = [event["choices"][0]["delta"].get("content", "") for event in parsed(text)[:-1]]
+        assert "".join(pieces) == llm.chat(long, **GREEDY).message.content
+        named = client.post("/v1/messages", json={"messages": long, "max_tokens": 3, "stream": True}).text
+        assert ("ping", {"type": "ping"}) in parsed(named)
+
+
+@pytest.mark.parametrize(("path", "end"), [(PATH, "data: [DONE]"), ("/v1/messages", "}}")])
+def test_what_fails_behind_the_headers_is_an_event(
+    llm: mixkv.LLM, monkeypatch: pytest.MonkeyPatch, path: str, end: str
+) -> None:
+    """The status is sent by then: a stream that merely ends would look like a short answer."""
+
+    def late(*_: object, **__: object) -> None:
+        time.sleep(0.1)
+        raise mixkv.InputError("nothing comes of this")
+
+    monkeypatch.setattr(llm, "chat_stream", late)
+    with serving(llm, ping_seconds=0.001) as client:
+        response = client.post(path, json={"messages": HI, "max_tokens": 3, "stream": True})
+        assert response.status_code == 200 and '"message":"nothing comes of this"' in response.text
+        assert response.text.rstrip().endswith(end)
