@@ -107,7 +107,8 @@ def chat_arguments(fields: Fields) -> Json:
 
 
 async def _whole(service: Service, works: list[Work], with_logprobs: bool) -> JsonResponse:
-    usage, found, last = Usage(), {}, None
+    usage, last = Usage(), None
+    found: dict[int, Json] = {}
     async for index, item in service.workers.start(works).items():
         if isinstance(item, Ended):
             usage.add(item.stats, prompt=not found)

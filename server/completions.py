@@ -41,6 +41,8 @@ def _works(service: Service, fields: Fields) -> tuple[list[Work], int, bool]:
     each = choices(fields, sampling_params(fields, service.settings.sampling, logprobs=top, least=0))
     if (fields.integer("best_of", len(each), 1, 2**62) or 1) != len(each):
         raise ApiError(400, "best_of is not supported: leave it out, or give what n is", param="best_of")
+    if len(prompts) * len(each) > MAX_PROMPTS:
+        raise ApiError(400, f"n choices of each prompt are more than {MAX_PROMPTS}", param="n")
     works = [service.text_work(prompt, params, echo=echo) for prompt in prompts for params in each]
     return works, len(each), top is not None
 

@@ -26,6 +26,10 @@ _TYPES = {
 }  # fmt: skip
 
 
+class Gone(Exception):
+    """Nobody waits for an answer any more."""
+
+
 class ApiError(Exception):
     """An answer that is an error. param: the field that is wrong; more: further fields of the answer."""
 

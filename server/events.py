@@ -10,8 +10,7 @@ from contextlib import suppress
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mixkv.server.errors import api_error
-from mixkv.server.work import Gone
+from mixkv.server.errors import Gone, api_error
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 PING = b": ping\n\n"

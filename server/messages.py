@@ -137,7 +137,7 @@ class _OpenBlock:
             yield self._delta({"type": "text_delta", "text": delta.content})
         for call in delta.tool_calls:
             if call.name is not None:
-                block = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
+                block: Json = {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}
                 yield from self._into(f"call {call.index}", block)
             if call.arguments:
                 yield self._delta({"type": "input_json_delta", "partial_json": call.arguments})

@@ -44,7 +44,7 @@ def sampling_params(
         given["logit_bias"] = _bias(fields.any("logit_bias"))
     given["logprobs"] = logprobs
     if any(name in given for name in CONSTRAINTS):
-        defaults = replace(defaults, **dict.fromkeys(CONSTRAINTS))
+        defaults = replace(defaults, json_schema=None, regex=None, grammar=None)
     return SamplingParams.on_top_of(defaults, given)
 
 
@@ -67,5 +67,7 @@ def _bias(given: object) -> dict[int, Any]:
         token, amount = pair
         if isinstance(token, str) and token.isascii() and token.isdecimal() and len(token) < 12:
             token = int(token)
-        bias[token if isinstance(token, int) else -1] = float("-inf") if amount is False else amount
+        if not isinstance(token, int) or isinstance(token, bool):
+            raise ApiError(400, f"logit_bias has the key {str(token)[:40]!r}: expected a token id", param="logit_bias")
+        bias[token] = float("-inf") if amount is False else amount
     return bias

@@ -14,15 +14,11 @@ from contextlib import suppress
 from typing import Any
 
 from mixkv.engine.decode import F32, Processor
-from mixkv.server.errors import ApiError
+from mixkv.server.errors import ApiError, Gone
 
 Give = Callable[[Any], None]
 Work = Callable[[Give, "Leave"], None]
 """Computes one choice: give(item) hands on what there is; what it raises ends the answer."""
-
-
-class Gone(Exception):
-    """Nobody waits for this any more."""
 
 
 class Leave(Processor):

@@ -39,6 +39,22 @@ def answer(client: Any, path: str, **body: Any) -> dict[str, Any]:
     return found
 
 
+def refused(client: Any, status: int, says: str, method: str, path: str, **request: Any) -> dict[str, Any]:
+    """The error of a request, checked: its status, one line of JSON, and that the server lives."""
+    response = client.request(method, path, **request)
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body: dict[str, Any] = response.json()
+    error: dict[str, Any] = body["error"]
+    assert says in error["message"] and "\n" not in error["message"] and "Traceback" not in response.text, error
+    if path.startswith("/v1/messages"):
+        assert body["type"] == "error" and set(error) >= {"type", "message"}
+    else:
+        assert set(error) >= {"message", "type", "param", "code"}
+    assert client.get("/health").status_code == 200
+    return error
+
+
 def events(client: Any, path: str, **body: Any) -> list[Any]:
     """The events of a stream: (name, object) where they have names; [DONE] is the last where there is one."""
     response = client.post(path, json={**body, "stream": True})

@@ -53,7 +53,7 @@ def imports(path: Path) -> Iterator[tuple[int, str, int]]:
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_imports_go_one_way(room: str) -> None:
-    """cli -> server -> engine -> models -> kernels; always by the full name, or a second copy of a module would be loaded."""
+    """cli -> server -> engine -> models -> kernels; always by the full name: else a second copy is loaded."""
     files = sources(room)
     assert files
     for path in files:

@@ -28,8 +28,6 @@ def test_openais_client(server: Process) -> None:
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks[:-1]]
     assert "".join(pieces) == whole.choices[0].message.content and len(whole.choices[0].logprobs.content) == 6
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 6
-    with client.chat.completions.stream(**asked) as stream:
-        assert stream.get_final_completion().choices[0].message.content == whole.choices[0].message.content
     texts = client.completions.create(model="any", prompt=["a", "b"], max_tokens=3, logprobs=1)
     assert [choice.index for choice in texts.choices] == [0, 1]
     assert client.models.list().data[0].max_model_len == 512
@@ -45,17 +43,16 @@ def test_openais_client(server: Process) -> None:
 def test_anthropics_client(server: Process) -> None:
     anthropic = pytest.importorskip("anthropic", reason="anthropic is not installed")
     client = anthropic.Anthropic(base_url=server.url, api_key=KEY, max_retries=0)
-    asked = {"model": "any", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 6, "temperature": 0}
-    asked["system"] = "Be brief."
-    whole = client.messages.create(**{**asked, "extra_body": {"seed": 1}})
+    prompt = {"model": "any", "messages": [{"role": "user", "content": "Hi"}], "system": "Be brief."}
+    asked = {**prompt, "max_tokens": 6, "extra_body": {"temperature": 0}}
+    whole = client.messages.create(**asked)
     with client.messages.stream(**asked) as stream:
         assert "".join(stream.text_stream) == whole.content[0].text
         final = stream.get_final_message()
     assert (final.stop_reason, final.usage.output_tokens) == ("max_tokens", 6)
-    del asked["max_tokens"], asked["temperature"]
-    count = client.messages.count_tokens(**asked).input_tokens
+    count = client.messages.count_tokens(**prompt).input_tokens
     assert count == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
     with pytest.raises(anthropic.BadRequestError):
-        client.messages.create(**asked, max_tokens=0)
+        client.messages.create(**prompt, max_tokens=0)
     with pytest.raises(anthropic.AuthenticationError):
-        client.with_options(api_key="wrong").messages.count_tokens(**asked)
+        client.with_options(api_key="wrong").messages.count_tokens(**prompt)

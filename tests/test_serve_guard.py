@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,11 @@ pytest.importorskip("starlette", reason="the server's packages are not installed
 from serve_tools import GREEDY, HI, answer, serving
 
 import mixkv
+from mixkv.cli.serve import ServeFlags
+from mixkv.server.app import PAGES
 
 CHAT = "/v1/chat/completions"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "serving.md"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,15 @@ def test_pages_of_this_machine_may_ask_first(locked: Any) -> None:
     assert response.status_code == 204
     assert response.headers["access-control-allow-origin"] == "http://localhost:3000"
     assert "authorization" in response.headers["access-control-allow-headers"]
-    assert locked.options(CHAT, headers={"Origin": "http://evil.example", **ask}).status_code == 403
+    other = locked.options(CHAT, headers={"Origin": "http://evil.example", **ask})
+    assert "access-control-allow-origin" not in other.headers, "its browser then sends nothing"
+
+
+def test_behind_a_proxy_its_own_page_has_another_name(locked: Any) -> None:
+    """A page of another host has no key; one that has may ask."""
+    headers = {"Origin": "https://ai.example", "Host": "ai.example"}
+    assert locked.get("/v1/models", headers=headers).status_code == 401
+    assert locked.get("/v1/models", headers={**headers, "x-api-key": "first-key"}).status_code == 200
 
 
 def test_a_server_for_everybody_has_any_name(llm: mixkv.LLM) -> None:
@@ -130,3 +142,13 @@ def test_an_empty_file_of_keys_is_no_open_door(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("\n  \n", encoding="utf-8")
     result = run("serve", "--port", "0", "--api-key-file", str(tmp_path / "keys"))
     assert result.status == 2 and "there is no key in it" in result.complaint
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the documents are not here")
+def test_every_flag_and_every_path_is_in_the_documents() -> None:
+    """A flag that is not written down does not exist for anybody."""
+    page = PAGE.read_text(encoding="utf-8")
+    names = [field.metadata["names"][0].partition("/")[0] for field in dataclasses.fields(ServeFlags)]
+    assert [name for name in names if f"`{name}" not in page] == []
+    paths = [path.partition("{")[0].rstrip("/") for _, path, _ in PAGES]
+    assert [path for path in paths if f"{path}`" not in page] == []
