@@ -87,8 +87,11 @@ def test_the_engine_knows_no_flags_and_no_tensors() -> None:
 
 @pytest.mark.parametrize(
     ("module", "unknown"),
-    [("kernels", ("models", "engine", "server", "cli")), ("models.registry", ("engine", "server", "cli")),
-     ("engine.llm", ("server", "cli"))],
+    [
+        ("kernels", ("models", "engine", "server", "cli")),
+        ("models.registry", ("engine", "server", "cli")),
+        ("engine.llm", ("server", "cli")),
+    ],
 )
 def test_a_lower_floor_loads_nothing_of_the_upper_ones(module: str, unknown: tuple[str, ...]) -> None:
     """The same, as Python sees it."""

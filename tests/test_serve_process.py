@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,27 @@ def test_pieces_come_while_the_rest_is_computed(server: Process) -> None:
             next(lines)
         assert server.metric("generations_running") == 1
     server.until(lambda: server.metric("generations_running") == 0)
+
+
+def test_answers_are_the_same_in_a_crowd() -> None:
+    """Nine clients of three sequences: some wait, some are computed together, each gets what it gets alone."""
+    asked: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": text}], "seed": i, "max_tokens": 24, "stream": i % 2 == 0}
+        for i, text in enumerate(["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
+    ]
+    with Process("-c", "512", "-np", "3") as server:
+
+        def text(body: dict[str, Any]) -> str:
+            with httpx.Client(base_url=server.url, timeout=60) as client:
+                if not body["stream"]:
+                    content: str = answer(client, CHAT, **body)["choices"][0]["message"]["content"]
+                    return content
+                found = [e["choices"][0]["delta"].get("content", "") for e in events(client, CHAT, **body)[:-1]]
+                return "".join(found)
+
+        with ThreadPoolExecutor(9) as crowd:
+            together = list(crowd.map(text, asked))
+        assert together == [text(body) for body in asked]
 
 
 @pytest.mark.parametrize("stream", [True, False])
