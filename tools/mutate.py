@@ -23,7 +23,7 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("kernels", "models", "engine", "cli", "configs")
+ROOMS = ("kernels", "models", "engine", "server", "cli", "configs")
 NO_EDITABLE_INSTALL = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__name__.startswith("ScikitBuild")]
