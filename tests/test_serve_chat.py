@@ -199,16 +199,22 @@ def test_a_template_of_the_servers_own(llm: mixkv.LLM, tmp_path: Path) -> None:
         ).message.content  # fmt: skip
 
 
-def test_silence_has_pings(llm: mixkv.LLM) -> None:
+def test_silence_has_pings(llm: mixkv.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients give up on a stream that is silent while a long prompt is read."""
-    long = [{"role": "user", "content": "word " * 200}]
-    with serving(llm, ping_seconds=0.001) as client:
-        text = client.post(PATH, json={"messages": long, **GREEDY, "stream": True}).text
-        assert ": ping\n\n" in text
+    wanted, at_once = llm.chat(HI, **GREEDY).message.content, llm.chat_stream
+
+    def slow(*given: Any, **options: Any) -> mixkv.ChatStream:
+        time.sleep(0.2)
+        return at_once(*given, **options)
+
+    monkeypatch.setattr(llm, "chat_stream", slow)
+    with serving(llm, ping_seconds=0.01) as client:
+        text = client.post(PATH, json={"messages": HI, **GREEDY, "stream": True}).text
+        assert text.startswith(": ping\n\n")
         pieces = [event["choices"][0]["delta"].get("content", "") for event in parsed(text)[:-1]]
-        assert "".join(pieces) == llm.chat(long, **GREEDY).message.content
-        named = client.post("/v1/messages", json={"messages": long, "max_tokens": 3, "stream": True}).text
-        assert ("ping", {"type": "ping"}) in parsed(named)
+        assert "".join(pieces) == wanted
+        named = client.post("/v1/messages", json={"messages": HI, "max_tokens": 3, "stream": True}).text
+        assert parsed(named)[0] == ("ping", {"type": "ping"})
 
 
 @pytest.mark.parametrize(("path", "end"), [(PATH, "data: [DONE]"), ("/v1/messages", "}}")])

@@ -45,7 +45,8 @@ class Clone:
                 shutil.copy2(ROOT / name, self.root / name)
         package = self.site / "mixkv"
         package.mkdir(parents=True)
-        (package / "__init__.py").symlink_to(self.root / "mixkv" / "__init__.py")
+        for name in ("__init__.py", "__main__.py"):
+            (package / name).symlink_to(self.root / "mixkv" / name)
         for room in ROOMS:
             (package / room).symlink_to(self.root / room)
         (self.site / "sitecustomize.py").write_text(NO_EDITABLE_INSTALL)
