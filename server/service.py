@@ -11,7 +11,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mixkv.engine.chat.reply import ChatDelta
 from mixkv.engine.llm import LLM
 from mixkv.engine.results import Chunk, GenerationStats, TokenLogprob
 from mixkv.engine.sampling import SamplingParams
@@ -110,7 +109,6 @@ class Service:
                         new = stream.logprobs[sent:]
                         sent += len(new)
                         give(Piece(delta, new))
-                    give(Piece(ChatDelta(), stream.logprobs[sent:]))  # of tokens without text of their own
                 finally:
                     stream.close()
             assert stream.finish_reason is not None

@@ -106,9 +106,12 @@ def test_log_probabilities_are_those_of_the_tokens(client: Any, llm: mixkv.LLM) 
     assert [bytes(entry["bytes"]) for entry in content] == [llm.tokenizer.piece(e.token) for e in stream.logprobs]
     assert all(len(entry["top_logprobs"]) == 2 and entry["top_logprobs"][0] in [
         {key: entry[key] for key in ("token", "logprob", "bytes")}] for entry in content)  # fmt: skip
-    chunks = events(client, PATH, messages=HI, **GREEDY, logprobs=True, top_logprobs=2)[:-1]
-    parts = [chunk["choices"][0]["logprobs"] for chunk in chunks]
-    assert [entry for part in parts if part for entry in part["content"]] == content
+    stop = whole["choices"][0]["message"]["content"][-3:]  # its tokens have no text that is shown
+    for more in ({}, {"stop": stop}):
+        asked = {"messages": HI, **GREEDY, "logprobs": True, "top_logprobs": 2, **more}
+        content = answer(client, PATH, **asked)["choices"][0]["logprobs"]["content"]
+        parts = [chunk["choices"][0]["logprobs"] for chunk in events(client, PATH, **asked)[:-1]]
+        assert [entry for part in parts if part for entry in part["content"]] == content
 
 
 def test_the_next_turn_takes_the_last_one_from_the_cache(client: Any) -> None:
