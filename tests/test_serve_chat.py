@@ -106,7 +106,7 @@ def test_log_probabilities_are_those_of_the_tokens(client: Any, llm: mixkv.LLM) 
     assert [bytes(entry["bytes"]) for entry in content] == [llm.tokenizer.piece(e.token) for e in stream.logprobs]
     assert all(len(entry["top_logprobs"]) == 2 and entry["top_logprobs"][0] in [
         {key: entry[key] for key in ("token", "logprob", "bytes")}] for entry in content)  # fmt: skip
-    stop = whole["choices"][0]["message"]["content"][-3:]  # its tokens have no text that is shown
+    stop = "".join(entry["token"] for entry in content[4:8])  # tokens that have no text that is shown
     for more in ({}, {"stop": stop}):
         asked = {"messages": HI, **GREEDY, "logprobs": True, "top_logprobs": 2, **more}
         content = answer(client, PATH, **asked)["choices"][0]["logprobs"]["content"]
