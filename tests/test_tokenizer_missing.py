@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,6 @@ from test_tokenizer_hostile import BPE_TOKENS, BPE_TYPES, SPM_TOKENS, SPM_TYPES,
 from tokenizer_vocabs import BPE_MERGES, bpe_metadata, spm_metadata, tokenizer_of
 
 import mixkv
-from mixkv.cli.chat import Conversation
-from mixkv.engine.sampling import SamplingParams
 from mixkv.engine.tokenizer import Tokenizer
 from mixkv.kernels.errors import MixkvWarning
 
@@ -71,9 +71,14 @@ def test_a_chat_goes_on_where_a_byte_has_no_token(tmp_path: Path) -> None:
     types[tokens.index("[nothing]")], types[0] = 1, 3  # and no unknown token to stand for it
     meta |= {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types}
     llm = mixkv.load(write_gguf(tmp_path / "m.gguf", meta, tensors), n_ctx=128, n_threads=1)
-    conversation = Conversation(llm, "", SamplingParams(max_tokens=2, temperature=0.0), parse_special=False)
-    "".join(conversation.ask("hello"))
-    with pytest.warns(mixkv.MixkvWarning, match="no token for a byte of the text .the first is 0x1D"):
-        "".join(conversation.ask("press \x1d now"))
-    "".join(conversation.ask("how are you"))
-    assert conversation.last is not None and conversation.last.stats.reused_tokens > 0
+    messages: list[Any] = []
+    for turn in ("hello", "press \x1d now", "how are you"):
+        messages.append({"role": "user", "content": turn})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            reply = llm.chat(messages, max_tokens=2, temperature=0.0)
+        words = "no token for a byte of the text (the first is 0x1D"
+        said = any(words in str(w.message) for w in caught)
+        assert said == (turn != "hello"), "each prompt has all that was said"
+        messages.append(reply.message)
+    assert reply.usage.cached_tokens > 0
