@@ -108,7 +108,7 @@ MIXKV_INLINE void amx_scale(F16 acc[16], const int32_t* sums, const uint8_t* s, 
 // acc (16 tokens x 16 rows) += blocks first .. first + blocks of one group. Each product is started before the scaling
 // of the one before it and stored after: its latency is hidden behind 48 vector operations. Meanwhile the rows that the
 // result will be written to and added to come closer, one at a time: each is a page of its own.
-template <class F>
+template <class F, bool ahead>
 static void amx_tile(float* acc_at, const AmxInput in, const uint8_t* codes, const uint8_t* s, int first, int blocks,
                      const AmxFetch fetch) {
     alignas(64) int32_t sums[2][256];
@@ -124,9 +124,11 @@ static void amx_tile(float* acc_at, const AmxInput in, const uint8_t* codes, con
         if (i / 2 < fetch.steps) {
             __builtin_prefetch(fetch.y + i / 2 * fetch.ldy, 1);
             __builtin_prefetch(fetch.residual + i / 2 * fetch.ldr);
-            MIXKV_UNROLL
-            for (int line = 0; line < F::block_bytes; line += 64)
-                __builtin_prefetch(fetch.q + i / 2 * F::block_step + line, 0, 2);
+            if constexpr (ahead) {
+                MIXKV_UNROLL
+                for (int line = 0; line < F::block_bytes; line += 64)
+                    __builtin_prefetch(fetch.q + i / 2 * F::block_step + line, 0, 2);
+            }
         }
         if (i + 1 < steps) MIXKV_AMX_PRODUCT(1, 5, 7, x_at(i + 1), w_at(i + 1));
         amx_scale<F>(acc, sums[0], s, in, first, i);
@@ -173,7 +175,11 @@ static void amx_tiles(const Packed* w, const QuantX* x, int g0, int g1, int t0, 
                     blocks > 0 ? next + size_t(at_block) * F::block_step : scratch,
                     last ? end - t : blocks < amx_fetch_steps<F> ? blocks : amx_fetch_steps<F>,
                 };
-                amx_tile<F>(acc, {x->q + 32 * at, x->d + at, x->sum + 2 * at}, scratch, s, b, count, fetch);
+                const AmxInput in = {x->q + 32 * at, x->d + at, x->sum + 2 * at};
+                if (n_next)  // only then: fetching nothing costs a long row of tokens its twentieth
+                    amx_tile<F, true>(acc, in, scratch, s, b, count, fetch);
+                else
+                    amx_tile<F, false>(acc, in, scratch, s, b, count, fetch);
                 for (int i = t; i < end; ++i) put(out, w->rows, g, i, load16(acc + 16 * (i - t)));
             }
         }
