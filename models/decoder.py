@@ -42,14 +42,11 @@ class Layer:
 
     def __call__(self, x: F32, batch: Batch, states: States, rows: Rows | None) -> F32:
         """x (n, dim) -> the same after this layer, of `rows` alone (None: of all)."""
-        h = x if self._mixer is None else self._mixer(x, batch, states, rows)
-        if rows is not None and (self._parallel or self._mixer is None):
-            x = x[rows]
-        if self._mixer is None:
-            h = x
+        mine = x if rows is None else x[rows]
+        h = mine if self._mixer is None else self._mixer(x, batch, states, rows)
         if self._ffn is None or not len(h):
             return h
-        return self._ffn(x if self._parallel else h, h)
+        return self._ffn(mine if self._parallel else h, h)
 
 
 class Beside:

@@ -10,7 +10,7 @@ from mixkv.kernels.parts import Activation
 from mixkv.models.config import Hyper
 from mixkv.models.decoder import Decoder
 from mixkv.models.families.llama import Granite
-from mixkv.models.layers import Attention, DeltaNet, Dense, LayerSpec, Mamba2, Routed, ShortConv
+from mixkv.models.layers import Attention, DeltaNet, Dense, LayerSpec, Mamba2, Recurrent, Routed, ShortConv
 
 MAX_KERNEL = 64
 
@@ -29,12 +29,16 @@ def read_mamba2(hyper: Hyper) -> Mamba2:
 
 def kv_heads_of_layers(hyper: Hyper) -> tuple[int, ...]:
     """`attention.head_count_kv` of each layer, 0 where it does not attend."""
-    kv_heads = hyper.of_each_layer("attention.head_count_kv", least=0)
-    for n in set(kv_heads) - {0}:
-        n_heads = hyper.of_every_layer("attention.head_count")
-        if n_heads % n:
-            raise hyper.fail("attention.head_count", f"{n_heads} is not a multiple of head_count_kv {n}")
-    return kv_heads
+    return hyper.of_each_layer("attention.head_count_kv", least=0)
+
+
+def read_mixed_layers(family: type[Decoder], hyper: Hyper, other: Recurrent) -> tuple[LayerSpec, ...]:
+    """Layers that attend where the file gives them KV heads, and else are `other`; each with its feed-forward."""
+    scale = family.read_residual_scale(hyper)
+    return tuple(
+        LayerSpec(family.read_attention(hyper, n) if n else other, ffn, residual_scale=scale)
+        for n, ffn in zip(kv_heads_of_layers(hyper), family.read_ffns(hyper), strict=True)
+    )
 
 
 class Mamba2Model(Decoder):
@@ -98,11 +102,7 @@ class GraniteHybrid(Granite):
 
     @classmethod
     def read_layers(cls, hyper: Hyper) -> tuple[LayerSpec, ...]:
-        mamba, scale = read_mamba2(hyper), cls.read_residual_scale(hyper)
-        return tuple(
-            LayerSpec(cls.read_attention(hyper, n) if n else mamba, ffn, residual_scale=scale)
-            for n, ffn in zip(kv_heads_of_layers(hyper), cls.read_ffns(hyper), strict=True)
-        )
+        return read_mixed_layers(cls, hyper, read_mamba2(hyper))
 
 
 class FalconH1(Decoder):
@@ -130,10 +130,7 @@ class Lfm2(Decoder):
     @classmethod
     def read_layers(cls, hyper: Hyper) -> tuple[LayerSpec, ...]:
         conv = ShortConv.of(hyper.n_embd, hyper.size("shortconv.l_cache", least=2, most=MAX_KERNEL))
-        return tuple(
-            LayerSpec(cls.read_attention(hyper, n) if n else conv, ffn)
-            for n, ffn in zip(kv_heads_of_layers(hyper), cls.read_ffns(hyper), strict=True)
-        )
+        return read_mixed_layers(cls, hyper, conv)
 
 
 class Lfm2Moe(Lfm2):

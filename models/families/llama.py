@@ -129,6 +129,14 @@ class InternLM2(Decoder):
     interleaved_rope = True
 
 
+def read_divisor(hyper: Hyper, default: float) -> float:
+    """`logit_scale`, which logits are divided by."""
+    scale = hyper.number("logit_scale", default)
+    if scale == 0:
+        raise hyper.fail("logit_scale", "is 0, and logits are divided by it")
+    return scale
+
+
 class Granite(Decoder):
     """Granite 3: multipliers on embeddings, residuals, scores and logits. With experts, granitemoe."""
 
@@ -151,10 +159,9 @@ class Granite(Decoder):
 
     @classmethod
     def read_scalars(cls, hyper: Hyper) -> dict[str, Any]:
-        scale = hyper.number("logit_scale", 1.0)
-        if scale == 0:
-            raise hyper.fail("logit_scale", "is 0, and logits are divided by it")
-        return {"embedding_scale": hyper.number("embedding_scale", 0.0) or 1.0, "logit_scale": 1 / scale}
+        return {
+            "embedding_scale": hyper.number("embedding_scale", 0.0) or 1.0, "logit_scale": 1 / read_divisor(hyper, 1.0)
+        }  # fmt: skip
 
 
 class GraniteMoe(Granite):
@@ -178,10 +185,8 @@ class MiniCPM(Granite):
 
     @classmethod
     def read_scalars(cls, hyper: Hyper) -> dict[str, Any]:
-        scale = hyper.number("logit_scale", 256 / hyper.n_embd)
-        if scale == 0:
-            raise hyper.fail("logit_scale", "is 0, and logits are divided by it")
-        return {"embedding_scale": hyper.number("embedding_scale", 12.0), "logit_scale": 1 / scale}
+        divisor = read_divisor(hyper, 256 / hyper.n_embd)
+        return {"embedding_scale": hyper.number("embedding_scale", 12.0), "logit_scale": 1 / divisor}
 
 
 FAMILIES = (
