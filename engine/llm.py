@@ -111,7 +111,7 @@ class LLM(ChatMethods):
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of weights that generating a token reads: all tensors but an embedding that only looks rows up."""
+        """Bytes of weights that generating a token reads (models/weights.py)."""
         return bytes_per_token(self.gguf, self.config)
 
     # What it holds
